@@ -1,0 +1,50 @@
+# Each target sets up what it needs, from nothing: a virtual environment, pinned dependencies, the built package.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+BUILD := build/editable
+SOURCES := $(shell find cpp cuda python bench -type f -not -path '*/__pycache__/*' -not -path 'bench/results/*')
+
+.PHONY: train test bench wheel lint format clean
+
+train: $(BUILD)/.installed
+	$(BIN)/fusestep train $(ARGS)
+
+test: $(BUILD)/.installed
+	$(BIN)/python tools/check_symbols.py $(BUILD)
+	$(BIN)/python -m pytest $(ARGS)
+
+bench: $(BUILD)/.installed
+	$(BIN)/fusestep bench optim $(ARGS)
+	$(BIN)/fusestep bench clip $(ARGS)
+	$(BIN)/fusestep bench overhead $(ARGS)
+
+# The wheel, and a proof of it: installed beside NumPy alone, imported and used.
+wheel: $(VENV)/.ready
+	$(BIN)/python -m build --wheel --outdir dist
+	tools/check_wheel.sh dist/fusestep-*.whl
+
+lint: $(BUILD)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'cpp/*.h' 'cpp/*.cpp' 'cuda/*.h' 'cuda/*.cu' 'tests/cpp/*.cpp' 'bench/*.cpp')
+	$(BIN)/mypy
+
+format: $(VENV)/.ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(git ls-files 'cpp/*.h' 'cpp/*.cpp' 'cuda/*.h' 'cuda/*.cu' 'tests/cpp/*.cpp' 'bench/*.cpp')
+
+clean:
+	rm -rf build dist $(VENV)
+
+$(VENV)/.ready: constraints.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --constraint constraints.txt build scikit-build-core pybind11 cmake ninja
+	touch $@
+
+# Editable, so that a change of a Python file counts at once; a change of anything else builds what depends on it.
+$(BUILD)/.installed: $(VENV)/.ready CMakeLists.txt $(SOURCES)
+	$(BIN)/pip install --constraint constraints.txt --no-build-isolation --editable '.[train,bench,test,lint]' \
+	    --config-settings build-dir=$(BUILD) --config-settings cmake.define.FUSESTEP_WERROR=ON
+	touch $@

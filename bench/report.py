@@ -1,0 +1,119 @@
+"""The results as a table for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from .rows import OURS, QUIET_LOAD, Row
+
+
+def render(machine: Row, rows: list[Row], quick: bool) -> str:
+    """Everything that was measured, and the bars of all of it at the end."""
+    parts = [_machine(machine)]
+    if quick:
+        parts.append("Quick run: smaller arrays, few rounds. The bars are for the full sizes: shown, but not judged.")
+    parts += [_timing(row) for row in rows if "contestants" in row]
+    parts += [table for table in [_reading([row for row in rows if "ns_a_call" in row])] if table]
+    parts += [table for table in [_bars(rows, quick)] if table]
+    return "\n\n".join(parts) + "\n"
+
+
+def _machine(machine: Row) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version)
+    return (
+        f"{machine['cpu']}, {machine['cpus']} CPUs, {machine['memory_gib']} GiB, "
+        f"huge pages: {machine['transparent_hugepages']}\n"
+        f"{machine['threads']} threads ({machine['thread_source']}), {machine['simd']}; "
+        f"{versions}, Python {machine['python']}; {machine['date']}"
+    )
+
+
+def _timing(row: Row) -> str:
+    size = f"{row['tensors']:,} tensor{'s' if row['tensors'] > 1 else ''}, {row['elements']:,} elements"
+    moved = "" if row["bytes_per_element"] is None else f", {row['bytes_per_element']} B an element"
+    lines = [f"{row['operation']}, {row['case']}: {size}{moved}{_load(row)}"]
+    header = ["", "ms", "quartiles", "rounds", "GB/s", "of floor's", f"{OURS}/it", "quartiles"]
+    body = []
+    for name, contestant in row["contestants"].items():
+        seconds = contestant["seconds"]
+        ratio = row["ratios"].get(name)
+        body.append(
+            [
+                name,
+                f"{seconds['median'] * 1e3:.3f}",
+                f"{seconds['q1'] * 1e3:.3f}-{seconds['q3'] * 1e3:.3f}",
+                str(contestant["rounds"]),
+                _number(contestant["gb_per_s"], ".1f"),
+                _number(contestant["share_of_floor_bandwidth"], ".0%"),
+                "" if ratio is None else f"{ratio['median']:.3f}",
+                "" if ratio is None else f"{ratio['q1']:.3f}-{ratio['q3']:.3f}",
+            ]
+        )
+    return "\n".join(lines + _table(header, body))
+
+
+def _reading(rows: list[Row]) -> str:
+    if not rows:
+        return ""
+    header = ["reading a list of arrays", *_by_arrays(rows)]
+    body: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        line = body.setdefault((row["binding"], row["source"]), [f"{row['binding']}: {row['source']}"])
+        each = "" if row["ns_an_array"] is None else f" ({row['ns_an_array']:.1f} each)"
+        line.append(f"{row['ns_a_call']['median']:,.0f} ns{each}")
+    return "\n".join(["Overhead" + _load(rows[-1]), *_table(header, list(body.values()))])
+
+
+def _by_arrays(rows: list[Row]) -> list[str]:
+    counts = dict.fromkeys(row["arrays"] for row in rows)
+    return [f"{count:,} arrays" if count else "empty list" for count in counts]
+
+
+def _bars(rows: list[Row], quick: bool) -> str:
+    body = []
+    for row in rows:
+        for against, ratio in row.get("ratios", {}).items():
+            if "at_most" in ratio:
+                what = f"{row['operation']}, {row['case']}"
+                reached, at_most = f"{ratio['median']:.3f}", f"{ratio['at_most']:.2f}"
+                body.append([what, against, at_most, reached, _verdict(ratio["met"], ratio["noisy"], quick)])
+        if "check" in row:
+            peers = ", ".join(f"{name}: {_figure(value)}" for name, value in row["peers"].items())
+            reached = " ".join([_figure(row[OURS]), row["unit"]]).strip()
+            at_most = " ".join([f"{row['at_most']:g}", row["unit"]]).strip()
+            body.append([row["check"], peers, at_most, reached, _verdict(row["met"], False, quick)])
+    if not body:
+        return ""
+    return "\n".join(["Bars", *_table(["", "against", "at most", "reached", "met"], body)])
+
+
+def _verdict(met: bool | None, noisy: bool, quick: bool) -> str:
+    if met is None:
+        return "not measurable here"
+    verdict = "yes" if met else "NO"
+    return f"({verdict})" if quick else f"{verdict}, but noisy" if noisy else verdict
+
+
+def _load(row: Row) -> str:
+    load = row["other_load"]
+    return f" (noisy: others used {load:.0%} of the CPUs)" if load is not None and load > QUIET_LOAD else ""
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
+def _table(header: list[str], body: Iterable[list[str]]) -> list[str]:
+    """Columns padded to their widest cell; the first one to the left, the others to the right."""
+    lines = [header, *body]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    return ["  ".join(_aligned(line, widths)).rstrip() for line in lines]
+
+
+def _aligned(line: list[str], widths: list[int]) -> list[str]:
+    first, *others = zip(line, widths, strict=True)
+    return [first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]

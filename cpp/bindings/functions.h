@@ -1,0 +1,16 @@
+// What the files of bindings/ add to the module.
+#pragma once
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+namespace fusestep {
+
+namespace py = pybind11;
+
+void bind_optim(py::module_& m);
+void bind_grads(py::module_& m);
+void bind_runtime(py::module_& m);
+void bind_measures(py::module_& m);
+
+}  // namespace fusestep

@@ -1,0 +1,86 @@
+// fusestep._core: norms of gradients and clipping.
+#include "grads.h"
+
+#include <cmath>
+#include <limits>
+#include <stdexcept>
+#include <string>
+
+#include "bindings/clipping.h"
+#include "bindings/functions.h"
+#include "bindings/lists.h"
+#include "bindings/options.h"
+#include "bindings/tensor.h"
+#include "check_view.h"
+#include "overlap.h"
+#include "step.h"
+
+namespace fusestep {
+
+namespace {
+
+// The gradients of one call. `written`: they will be changed in place.
+class Grads {
+ public:
+  Grads(const std::string& operation, py::handle grads, bool written) {
+    const ItemList items(grads, {operation.c_str(), "grads"});
+    OverlapCheck overlaps;
+    for (std::size_t i = 0; i < items.size(); ++i) {
+      const Argument argument{operation.c_str(), "grads", static_cast<std::int64_t>(i)};
+      const TensorView view = reader_.read(items[i], argument);
+      if (written) {
+        check_writable(view, argument);
+        overlaps.writes(view, argument);
+      }
+      list_.add(view, argument);
+    }
+    overlaps.check();
+  }
+
+  const GradList& list() const { return list_; }
+
+ private:
+  TensorReader reader_;
+  GradList list_;
+};
+
+double grad_norm(const std::string& operation, py::handle grads, py::handle norm_type) {
+  const NormKind kind = read_norm_kind(norm_type, operation.c_str());
+  const Grads read(operation, grads, false);
+  const py::gil_scoped_release released;
+  return read.list().norm(kind);
+}
+
+double clip_grad_norm(const std::string& operation, py::handle grads, const py::dict& options) {
+  const Clipping clipping = read_clipping(options, operation.c_str(), "max_norm");
+  const Grads read(operation, grads, true);
+  const py::gil_scoped_release released;
+  const double norm = read.list().norm(clipping.norm_kind);
+  if (!std::isfinite(norm) && clipping.on_nonfinite == OnNonfinite::raise) {
+    throw NonfiniteNorm(operation.c_str(), norm);
+  }
+  const double coefficient = clipping.coefficient(norm);
+  if (coefficient != 1) read.list().transform({coefficient, std::numeric_limits<double>::infinity()});
+  return norm;
+}
+
+void clip_grad_value(const std::string& operation, py::handle grads, py::handle clip_value) {
+  const Argument argument{operation.c_str(), "clip_value"};
+  const double limit = read_number(clip_value, Range::not_negative, argument);
+  const Grads read(operation, grads, true);
+  const py::gil_scoped_release released;
+  read.list().transform({1, limit});
+}
+
+}  // namespace
+
+void bind_grads(py::module_& m) {
+  m.def("grad_norm", &grad_norm, py::arg("operation"), py::arg("grads"), py::arg("norm_type"),
+        "The norm over all elements of all gradients, accumulated in double.");
+  m.def("clip_grad_norm_", &clip_grad_norm, py::arg("operation"), py::arg("grads"), py::arg("clipping"),
+        "Scales the gradients in place as the clipping options say; returns the norm before.");
+  m.def("clip_grad_value_", &clip_grad_value, py::arg("operation"), py::arg("grads"), py::arg("clip_value"),
+        "Clamps the gradients in place to [-clip_value, clip_value].");
+}
+
+}  // namespace fusestep

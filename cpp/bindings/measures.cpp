@@ -1,0 +1,73 @@
+// fusestep._core: what `fusestep bench` measures against. Not for anything else.
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "bindings/functions.h"
+#include "bindings/lists.h"
+#include "bindings/tensor.h"
+#include "check_view.h"
+#include "dispatch.h"
+#include "slices.h"
+#include "view_layout.h"
+
+namespace fusestep {
+
+namespace {
+
+// Reads every array of a list as the optimizers do, and does nothing with it.
+std::size_t read_tensors(py::handle arrays) {
+  TensorReader reader;
+  const ItemList items(arrays, {"read_tensors", "arrays"});
+  std::int64_t numel = 0;
+  for (std::size_t i = 0; i < items.size(); ++i) {
+    numel += reader.read(items[i], {"read_tensors", "arrays", static_cast<std::int64_t>(i)}).numel;
+  }
+  return items.size();
+}
+
+// The least work that moves an optimizer's memory: lists[k][i] is array k of tensor i, all float32 and contiguous; the
+// arrays of the first lists are written in place, those of the last one only read. The work is shared out as the
+// optimizers' is: with one half of the arrays for each thread it was up to a fifth slower, no floor at all.
+void stream_floor(const py::list& lists) {
+  const int num_arrays = static_cast<int>(lists.size());
+  TensorReader reader;
+  std::vector<std::vector<float*>> tensors;  // [tensor][array]
+  std::vector<std::int64_t> ends;            // [tensor]: where it ends on the line of all elements
+  const Argument argument{"stream_floor", "lists"};
+  if (num_arrays < 1 || num_arrays > 4) refuse_value(argument, "1 to 4 lists", std::to_string(num_arrays));
+  for (int k = 0; k < num_arrays; ++k) {
+    const ItemList items(lists[static_cast<std::size_t>(k)], argument);
+    tensors.resize(items.size());
+    for (std::size_t i = 0; i < items.size(); ++i) {
+      const TensorView view = reader.read(items[i], argument);
+      if (view.dtype != DType::float32 || !is_contiguous(view)) refuse_value(argument, "contiguous float32", "another");
+      if (k < num_arrays - 1) check_writable(view, argument);
+      tensors[i].push_back(static_cast<float*>(view.data));
+      if (k == 0) ends.push_back((ends.empty() ? 0 : ends.back()) + view.numel);
+    }
+  }
+  const std::int64_t total = ends.empty() ? 0 : ends.back();
+  const Backend& backend = backend_for({kDeviceCpu, 0}, argument);
+  const py::gil_scoped_release released;
+  for_each_slice(total, [&](std::int64_t slice) {
+    const std::int64_t from = slice * kSliceElements;
+    const std::int64_t to = std::min(total, from + kSliceElements);
+    auto i = static_cast<std::size_t>(std::upper_bound(ends.begin(), ends.end(), from) - ends.begin());
+    for (; i < tensors.size() && (i == 0 || ends[i - 1] < to); ++i) {
+      const std::int64_t begin = i == 0 ? 0 : ends[i - 1];
+      const std::int64_t first = std::max(from, begin) - begin;
+      const std::int64_t last = std::min(to, ends[i]) - begin;
+      backend.stream(tensors[i].data(), num_arrays, num_arrays - 1, first, last);
+    }
+  });
+}
+
+}  // namespace
+
+void bind_measures(py::module_& m) {
+  m.def("read_tensors", &read_tensors, py::arg("arrays"));
+  m.def("stream_floor", &stream_floor, py::arg("lists"));
+}
+
+}  // namespace fusestep

@@ -1,0 +1,25 @@
+// The extension module: a list of what it is made of.
+#include "bindings/functions.h"
+#include "check.h"
+#include "dispatch.h"
+
+PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
+  using namespace fusestep;
+  py::register_local_exception_translator([](std::exception_ptr error) {
+    try {
+      if (error) std::rethrow_exception(error);
+    } catch (const WrongType& wrong) {
+      py::set_error(PyExc_TypeError, wrong.what());
+    }
+  });
+  try {
+    choose_simd_level();
+  } catch (const std::runtime_error& error) {
+    throw py::import_error(error.what());
+  }
+  m.attr("__version__") = FUSESTEP_VERSION;
+  bind_runtime(m);
+  bind_optim(m);
+  bind_grads(m);
+  bind_measures(m);
+}

@@ -1,0 +1,177 @@
+// fusestep._core: optimizer steps.
+#include <string>
+#include <vector>
+
+#include "bindings/clipping.h"
+#include "bindings/functions.h"
+#include "bindings/lists.h"
+#include "bindings/options.h"
+#include "bindings/tensor.h"
+#include "math/optim/all.h"
+#include "step.h"
+
+namespace fusestep {
+
+namespace {
+
+// The number of each parameter's step, and the tensor that counts it if there is one: `steps` is one int for all, a
+// list of ints, or a list of tensors that hold the count before this step.
+class Steps {
+ public:
+  Steps(py::handle steps, std::size_t count, const char* operation, std::int64_t group)
+      : operation_(operation), group_(group) {
+    if (PyLong_Check(steps.ptr())) {
+      common_ = read_step(steps, -1);
+    } else {
+      list_ = ItemList(steps, {operation, "steps", -1, group});
+      list_.check_length(count, {operation, "steps", -1, group});
+    }
+  }
+
+  void read(std::size_t index, TensorReader& reader, StepTensor& tensor) const {
+    if (list_.size() == 0) {
+      tensor.step = common_;
+      return;
+    }
+    const auto i = static_cast<std::int64_t>(index);
+    if (PyLong_Check(list_[index].ptr())) {
+      tensor.step = read_step(list_[index], i);
+      return;
+    }
+    const Argument argument{operation_, "steps", i, group_};
+    const TensorView view = reader.read(list_[index], argument);
+    if (view.ndim != 0 || view.device.type != kDeviceCpu) {
+      refuse_value(argument, "a 0-dim tensor in CPU memory, as torch.optim keeps", "another tensor");
+    }
+    if (view.dtype == DType::float32) {
+      tensor.step = *static_cast<const float*>(view.data) + 1.0;
+    } else if (view.dtype == DType::float64) {
+      tensor.step = *static_cast<const double*>(view.data) + 1.0;
+    } else {
+      refuse_type(argument, "float32 or float64", name_of(view.dtype));
+    }
+    if (!(tensor.step >= 1)) refuse_value(argument, "a count >= 0", std::to_string(tensor.step - 1));
+    tensor.step_count = view;
+  }
+
+ private:
+  double read_step(py::handle value, std::int64_t index) const {
+    const long long step = PyLong_AsLongLong(value.ptr());
+    if (step >= 1) return static_cast<double>(step);
+    PyErr_Clear();  // of a number beyond 64 bits
+    refuse_value({operation_, "step", index, group_}, "the number of this step, an int from 1 on", text_of(value));
+  }
+
+  const char* operation_;
+  std::int64_t group_;
+  double common_ = 1;
+  ItemList list_;
+};
+
+// One group: (options, params, grads, states, steps).
+template <class O>
+void add_group(StepPlan& plan, TensorReader& reader, const py::tuple& group, const typename O::Options& options,
+               const char* operation, std::int64_t group_index) {
+  const auto list_argument = [&](const char* name) { return Argument{operation, name, -1, group_index}; };
+  const ItemList params(group[1], list_argument("params"));
+  const ItemList grads(group[2], list_argument("grads"));
+  grads.check_length(params.size(), list_argument("grads"));
+
+  const StateSet used = StepPlan::states_of<O>(options);
+  const auto given_states = py::reinterpret_borrow<py::tuple>(group[3]);
+  ItemList states[kMaxStates];
+  for (int k = 0; k < kMaxStates; ++k) {
+    if (!uses(used, k)) continue;
+    const Argument argument = list_argument(O::kStateNames[k]);
+    states[k] = ItemList(given_states[static_cast<std::size_t>(k)], argument);
+    states[k].check_length(params.size(), argument);
+  }
+  const Steps steps(group[4], params.size(), operation, group_index);
+
+  plan.reserve(params.size());
+  for (std::size_t i = 0; i < params.size(); ++i) {
+    const auto index = static_cast<std::int64_t>(i);
+    StepTensor tensor;
+    tensor.param = reader.read(params[i], {operation, "params", index, group_index});
+    tensor.grad = reader.read(grads[i], {operation, "grads", index, group_index});
+    for (int k = 0; k < kMaxStates; ++k) {
+      if (uses(used, k))
+        tensor.states[k] = reader.read(states[k][i], {operation, O::kStateNames[k], index, group_index});
+    }
+    steps.read(i, reader, tensor);
+    plan.add<O>(options, tensor, group_index, index);
+  }
+}
+
+template <class O>
+py::tuple optimizer_step(const char* operation, const py::list& groups, const py::dict& clipping) {
+  TensorReader reader;
+  StepPlan plan(operation, read_clipping(clipping, operation));
+  // The plan knows groups by the address of their options: these stay where they are.
+  std::vector<typename O::Options> options;
+  options.reserve(groups.size());
+  for (std::size_t g = 0; g < groups.size(); ++g) {
+    const auto group_index = groups.size() == 1 ? -1 : static_cast<std::int64_t>(g);
+    const auto group = py::reinterpret_borrow<py::tuple>(groups[g]);
+    options.push_back(read_options<O>(group[0], operation, group_index));
+    add_group<O>(plan, reader, group, options.back(), operation, group_index);
+  }
+  plan.check_overlaps();
+  StepResult result;
+  {
+    const py::gil_scoped_release released;
+    result = plan.run();
+  }
+  return py::make_tuple(result.norm, result.applied);
+}
+
+// Calls visit(TypeList<O>{}) for the optimizer of that name.
+template <class Visit>
+void with_optimizer(const std::string& name, Visit&& visit) {
+  bool found = false;
+  for_each_type(Optimizers{}, [&]<class O>(TypeList<O> tag) {
+    if (name != O::kName) return;
+    found = true;
+    visit(tag);
+  });
+  if (!found) throw std::invalid_argument("optimizer: expected one of fusestep._core.optimizers(), got " + name);
+}
+
+}  // namespace
+
+void bind_optim(py::module_& m) {
+  m.def(
+      "optimizers",
+      [] {
+        py::dict all;
+        for_each_type(Optimizers{}, [&]<class O>(TypeList<O>) { all[O::kName] = describe_optimizer<O>(); });
+        return all;
+      },
+      "What each optimizer is called, keeps and takes: {name: {\"states\", \"options\", \"option_docs\", \"doc\"}}.");
+
+  m.def(
+      "check_options",
+      [](const std::string& operation, const std::string& name, const py::dict& options) {
+        with_optimizer(name, [&]<class O>(TypeList<O>) { read_options<O>(options, operation.c_str(), -1); });
+      },
+      py::arg("operation"), py::arg("name"), py::arg("options"),
+      "Refuses hyperparameters that the optimizer cannot take. Keys that are none of its options are left alone.");
+
+  m.def(
+      "check_clipping",
+      [](const std::string& operation, const py::dict& clipping) { read_clipping(clipping, operation.c_str()); },
+      py::arg("operation"), py::arg("clipping"), "Refuses clipping options that make no sense.");
+
+  m.def(
+      "optimizer_step",
+      [](const std::string& operation, const std::string& name, const py::list& groups, const py::dict& clipping) {
+        py::tuple result;
+        with_optimizer(name,
+                       [&]<class O>(TypeList<O>) { result = optimizer_step<O>(operation.c_str(), groups, clipping); });
+        return result;
+      },
+      py::arg("operation"), py::arg("name"), py::arg("groups"), py::arg("clipping"),
+      "One step over all groups, each (options, params, grads, states, steps). Returns (norm or None, applied).");
+}
+
+}  // namespace fusestep

@@ -1,0 +1,115 @@
+// From Python's keyword arguments and torch's parameter groups to an optimizer's options, and back to their
+// description: all from the table in the optimizer's own header.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cmath>
+#include <string>
+
+#include "check.h"
+#include "math/optim/options.h"
+
+namespace fusestep {
+
+namespace py = pybind11;
+
+// repr(object), for messages.
+inline std::string text_of(py::handle object) { return py::cast<std::string>(py::repr(object)); }
+
+// Anything with __float__ is a number: an int, a NumPy scalar, a torch tensor of one element.
+inline double read_number(py::handle value, const Argument& argument) {
+  const double number = PyFloat_AsDouble(value.ptr());
+  if (number == -1 && PyErr_Occurred() != nullptr) {
+    PyErr_Clear();
+    refuse_type(argument, "a number", text_of(value));
+  }
+  return number;
+}
+
+inline double read_number(py::handle value, Range range, const Argument& argument) {
+  const double number = read_number(value, argument);
+  if (!std::isfinite(number)) refuse_value(argument, "a finite number", text_of(value));
+  if (range != Range::finite && number < 0) refuse_value(argument, "a number >= 0", text_of(value));
+  if (range == Range::below_one && number >= 1) refuse_value(argument, "a number below 1", text_of(value));
+  return number;
+}
+
+inline bool read_bool(py::handle value, const Argument& argument) {
+  if (!PyBool_Check(value.ptr())) refuse_type(argument, "True or False", text_of(value));
+  return value.ptr() == Py_True;
+}
+
+// Reads one option of each type that a table may hold.
+inline void read_option(py::handle value, Range range, const Argument& argument, double& out) {
+  out = read_number(value, range, argument);
+}
+
+inline void read_option(py::handle value, Range /*range*/, const Argument& argument, bool& out) {
+  out = read_bool(value, argument);
+}
+
+inline void read_option(py::handle value, Range range, const Argument& argument, Betas& out) {
+  constexpr const char* kExpected = "two numbers (beta1, beta2)";
+  if (!PyTuple_Check(value.ptr()) && !PyList_Check(value.ptr())) refuse_type(argument, kExpected, text_of(value));
+  if (py::len(value) != 2) refuse_value(argument, kExpected, text_of(value));
+  const auto pair = py::reinterpret_borrow<py::sequence>(value);
+  out = {read_number(pair[0], range, argument), read_number(pair[1], range, argument)};
+}
+
+inline void read_option(py::handle value, Range /*range*/, const Argument& argument, Choice& out) {
+  std::string expected;
+  for (int i = 0; i < 2; ++i) {
+    if (py::isinstance<py::str>(value) && py::cast<std::string>(value) == out.words[i]) {
+      out.value = i;
+      return;
+    }
+    expected += (i == 0 ? "\"" : " or \"") + std::string(out.words[i]) + "\"";
+  }
+  refuse_value(argument, expected, text_of(value));
+}
+
+// The options of O that `given` names; the others keep their defaults. Keys that are not options are left alone: a
+// torch parameter group has several.
+template <class O>
+typename O::Options read_options(const py::dict& given, const char* operation, std::int64_t group) {
+  typename O::Options options;
+  O::visit_options(options, [&](const char* name, auto& option, Range range, const char* /*doc*/) {
+    PyObject* value = PyDict_GetItemString(given.ptr(), name);
+    if (value != nullptr) read_option(value, range, {operation, name, -1, group}, option);
+  });
+  const Conflict conflict = O::conflict(options);
+  if (conflict.option != nullptr) {
+    refuse_value({operation, conflict.option, -1, group}, conflict.expected, conflict.got);
+  }
+  return options;
+}
+
+inline py::object to_python(double value) { return py::float_(value); }
+inline py::object to_python(bool value) { return py::bool_(value); }
+inline py::object to_python(const Betas& value) { return py::make_tuple(value.beta1, value.beta2); }
+inline py::object to_python(const Choice& value) { return py::str(value.words[value.value]); }
+
+// {"states": [...], "options": {name: default}, "option_docs": {name: text}, "doc": text}
+template <class O>
+py::dict describe_optimizer() {
+  py::list states;
+  for (const char* name : O::kStateNames) {
+    if (name != nullptr) states.append(name);
+  }
+  py::dict defaults;
+  py::dict docs;
+  const typename O::Options options;
+  O::visit_options(options, [&](const char* name, const auto& option, Range /*range*/, const char* doc) {
+    defaults[name] = to_python(option);
+    docs[name] = doc;
+  });
+  py::dict description;
+  description["states"] = states;
+  description["options"] = defaults;
+  description["option_docs"] = docs;
+  description["doc"] = O::kDoc;
+  return description;
+}
+
+}  // namespace fusestep

@@ -1,0 +1,49 @@
+// fusestep._core: what was compiled, what was chosen, how many threads.
+#include "bindings/functions.h"
+#include "bindings/options.h"
+#include "dispatch.h"
+#include "threads.h"
+#if defined(FUSESTEP_HAS_CUDA)
+#include "devices.h"
+#endif
+
+namespace fusestep {
+
+namespace {
+
+void set_threads(py::handle n) {
+  const Argument argument{"set_num_threads", "n"};
+  if (!PyIndex_Check(n.ptr()) || PyBool_Check(n.ptr())) refuse_type(argument, "an int", text_of(n));
+  const Py_ssize_t count = PyNumber_AsSsize_t(n.ptr(), nullptr);  // clamps a number beyond 64 bits
+  if (count < 0 || count > max_threads) {
+    refuse_value(argument, "1 to " + std::to_string(max_threads) + ", or 0 for automatic", text_of(n));
+  }
+  set_num_threads(static_cast<int>(count));
+}
+
+}  // namespace
+
+void bind_runtime(py::module_& m) {
+  m.def("set_num_threads", &set_threads, py::arg("n"),
+        "How many threads fusestep uses from now on; 0: automatic (torch's number if torch is loaded, else "
+        "OMP_NUM_THREADS, else the CPUs this process may use).");
+  m.def("get_num_threads", &num_threads, "How many threads the next call may use.");
+  m.def("info", [] {
+    py::dict info;
+    info["version"] = FUSESTEP_VERSION;
+    info["simd_compiled"] = compiled_simd_levels();
+    info["simd"] = simd_level();
+    info["threads"] = num_threads();
+    info["thread_source"] = thread_source();
+#if defined(FUSESTEP_HAS_CUDA)
+    info["cuda_architectures"] = cuda::architectures();
+    info["cuda_devices"] = cuda::devices();
+#else
+    info["cuda_architectures"] = std::vector<std::string>{};
+    info["cuda_devices"] = std::vector<std::string>{};
+#endif
+    return info;
+  });
+}
+
+}  // namespace fusestep

@@ -1,0 +1,15 @@
+// Checks of one view, or of two, that every operation on tensors needs.
+#pragma once
+
+#include "check.h"
+#include "view.h"
+
+namespace fusestep {
+
+// Refuses an array that cannot be changed in place: read-only, or with elements that share memory.
+void check_writable(const TensorView& view, const Argument& argument);
+
+// Refuses a view that is not shaped like `param`, or not on its device.
+void check_like(const TensorView& view, const TensorView& param, const Argument& argument);
+
+}  // namespace fusestep

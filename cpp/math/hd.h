@@ -1,0 +1,35 @@
+// The arithmetic that formulas are written in, for one element: float and double on any host or device. The vector
+// types of simd/ offer the same names, so that one template is the formula everywhere.
+//
+// Contraction is off in every build (-ffp-contract=off, --fmad=false): a multiply-add is fused where the formula says
+// fma and nowhere else. That is why an update has the same bits on every instruction set and on the GPU.
+#pragma once
+
+#include <cmath>
+
+#if defined(__CUDACC__)
+#define FUSESTEP_HD __host__ __device__ __forceinline__
+#else
+// always_inline is load-bearing: a shared template that was emitted out of line by an AVX-512 object could be the copy
+// that the linker keeps for everybody, and would then stop a CPU without AVX-512.
+#define FUSESTEP_HD inline __attribute__((always_inline))
+#endif
+
+namespace fusestep {
+
+FUSESTEP_HD float fma(float a, float b, float c) { return ::fmaf(a, b, c); }
+FUSESTEP_HD double fma(double a, double b, double c) { return ::fma(a, b, c); }
+
+FUSESTEP_HD float sqrt(float a) { return ::sqrtf(a); }
+FUSESTEP_HD double sqrt(double a) { return ::sqrt(a); }
+
+FUSESTEP_HD float abs(float a) { return ::fabsf(a); }
+FUSESTEP_HD double abs(double a) { return ::fabs(a); }
+
+// The greater and the smaller of the two; NaN if either is NaN, as torch.maximum and torch.minimum have it.
+FUSESTEP_HD float max(float a, float b) { return a != a || a > b ? a : b; }
+FUSESTEP_HD double max(double a, double b) { return a != a || a > b ? a : b; }
+FUSESTEP_HD float min(float a, float b) { return a != a || a < b ? a : b; }
+FUSESTEP_HD double min(double a, double b) { return a != a || a < b ? a : b; }
+
+}  // namespace fusestep

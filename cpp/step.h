@@ -1,0 +1,153 @@
+// One step of an optimizer over any number of groups of tensors: norm, clip, update. Everything is checked while the
+// plan is made; running it cannot fail half-way.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <optional>
+#include <stdexcept>
+#include <vector>
+
+#include "backend.h"
+#include "check.h"
+#include "grads.h"
+#include "layout.h"
+#include "overlap.h"
+
+namespace fusestep {
+
+enum class OnNonfinite { skip, raise, propagate };
+
+struct Clipping {
+  std::optional<double> max_grad_norm;
+  NormKind norm_kind = NormKind::two;
+  std::optional<double> clip_factor;     // the seed's rule instead of rescaling to max_grad_norm
+  std::optional<double> max_grad_value;  // clamps each element
+  OnNonfinite on_nonfinite = OnNonfinite::propagate;
+  double grad_scale = 1;
+  bool rewrite_grads = false;
+
+  bool needs_norm() const { return max_grad_norm.has_value() || on_nonfinite != OnNonfinite::propagate; }
+
+  // What unscaled gradients of this norm are multiplied by.
+  double coefficient(double norm) const;
+};
+
+struct StepResult {
+  std::optional<double> norm;  // before clipping, where clipping or on_nonfinite needed it
+  bool applied;
+};
+
+// One parameter of a group.
+struct StepTensor {
+  TensorView param;
+  TensorView grad;
+  TensorView states[kMaxStates];  // those that the variant uses
+  TensorView step_count;          // data == nullptr: the caller counts
+  double step = 1;                // 1-based number of this step
+};
+
+// Thrown under OnNonfinite::raise (Python's RuntimeError), with nothing changed.
+struct NonfiniteNorm : std::runtime_error {
+  NonfiniteNorm(const char* operation, double norm);
+};
+
+class StepPlan {
+ public:
+  // Of one parameter: itself, its gradient, its states, its step count.
+  static constexpr std::size_t kMaxArrays = 3 + kMaxStates;
+
+  StepPlan(const char* operation, const Clipping& clipping) : operation_(operation), clipping_(clipping) {}
+
+  // Adds parameter `index` of group `group` (-1: the only group) under the optimizer O. Refuses what cannot be done.
+  template <class O>
+  void add(const typename O::Options& options, const StepTensor& tensor, std::int64_t group, std::int64_t index) {
+    constexpr int kFirstVariant = first_variant<O>();
+    const int variant = O::variant(options);
+    const StateSet states = states_of<O>(options);
+    check(tensor, O::kStateNames, states, group, index);
+    if (tensor.param.numel == 0) return;
+    if (!reuses_coefficients(tensor, &options)) {
+      if (tensor.param.dtype == DType::float32) {
+        push_coefficients(O::template prepare<float>(options, tensor.step));
+      } else {
+        push_coefficients(O::template prepare<double>(options, tensor.step));
+      }
+    }
+    push(kFirstVariant + variant, options.maximize, tensor, states, group, index);
+  }
+
+  // Makes room for the arrays of so many more parameters. Vectors that grow by doubling would need three times as much.
+  void reserve(std::size_t params) { overlaps_.reserve(params * kMaxArrays); }
+
+  // Refuses memory that is written and reached a second time. To be called after the last add.
+  void check_overlaps() { overlaps_.check(); }
+
+  // Throws NonfiniteNorm, and nothing else.
+  StepResult run();
+
+  // The states that the options ask for.
+  template <class O>
+  static StateSet states_of(const typename O::Options& options) {
+    return states_of_variant(typename O::Variants{}, O::variant(options));
+  }
+
+ private:
+  // Tensors that one kernel serves with one transform of the gradient.
+  struct Batch {
+    int variant;
+    DTypePair dtypes;
+    bool maximize;
+    std::vector<UpdateTensor> tensors;  // the last one marks the end of the line
+  };
+
+  template <class O>
+  static constexpr int first_variant() {
+    int first = 0;
+    bool found = false;
+    for_each_type(Optimizers{}, [&]<class Other>(TypeList<Other>) {
+      found = found || __is_same(O, Other);
+      if (!found) first += Other::Variants::size;
+    });
+    return first;
+  }
+
+  template <class... Variants>
+  static StateSet states_of_variant(TypeList<Variants...>, int variant) {
+    constexpr StateSet states[] = {Variants::kStates...};
+    return states[variant];
+  }
+
+  template <class C>
+  void push_coefficients(const C& coefficients) {
+    const std::size_t rounded = (sizeof(C) + 15) / 16 * 16;
+    last_coefficients_ = coefficients_.size();
+    coefficients_.resize(coefficients_.size() + rounded);
+    std::memcpy(coefficients_.data() + last_coefficients_, &coefficients, sizeof(C));
+  }
+
+  void check(const StepTensor& tensor, const char* const* state_names, StateSet states, std::int64_t group,
+             std::int64_t index);
+  bool reuses_coefficients(const StepTensor& tensor, const void* options);
+  void push(int variant, bool maximize, const StepTensor& tensor, StateSet states, std::int64_t group,
+            std::int64_t index);
+  Batch& batch_for(int variant, DTypePair dtypes, bool maximize);
+
+  const char* operation_;
+  Clipping clipping_;
+  const Backend* backend_ = nullptr;
+  std::vector<Batch> batches_;
+  std::vector<unsigned char> coefficients_;
+  LayoutStore layouts_;
+  GradList grads_;  // filled where the norm or rewriting needs it
+  OverlapCheck overlaps_;
+  std::vector<TensorView> step_counts_;
+
+  std::size_t last_coefficients_ = 0;
+  const void* last_options_ = nullptr;
+  double last_step_ = 0;
+  DType last_dtype_ = DType::float32;
+};
+
+}  // namespace fusestep

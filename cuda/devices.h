@@ -1,0 +1,15 @@
+// What was compiled for CUDA, and which devices this machine has.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace fusestep::cuda {
+
+// As CMake names them: "80-real", "90-real", "90-virtual" (PTX).
+std::vector<std::string> architectures();
+
+// "NVIDIA H200 (compute capability 9.0)", one for each device; none where there is no driver.
+std::vector<std::string> devices();
+
+}  // namespace fusestep::cuda

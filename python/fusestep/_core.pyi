@@ -1,0 +1,43 @@
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
+
+__version__: str
+
+class _Info(TypedDict):
+    version: str
+    simd_compiled: list[str]
+    simd: str
+    threads: int
+    thread_source: str
+    cuda_architectures: list[str]
+    cuda_devices: list[str]
+
+class _Optimizer(TypedDict):
+    states: list[str]
+    options: dict[str, Any]
+    option_docs: dict[str, str]
+    doc: str
+
+# (options, params, grads, states, steps): see optimizer_step in cpp/bindings/optim.cpp.
+_Group = tuple[
+    Mapping[str, Any],
+    Sequence[Any],
+    Sequence[Any],
+    tuple[Sequence[Any] | None, ...],
+    int | Sequence[Any],
+]
+
+def info() -> _Info: ...
+def set_num_threads(n: int) -> None: ...
+def get_num_threads() -> int: ...
+def optimizers() -> dict[str, _Optimizer]: ...
+def check_options(operation: str, name: str, options: Mapping[str, Any]) -> None: ...
+def check_clipping(operation: str, clipping: Mapping[str, Any]) -> None: ...
+def optimizer_step(
+    operation: str, name: str, groups: list[_Group], clipping: Mapping[str, Any]
+) -> tuple[float | None, bool]: ...
+def grad_norm(operation: str, grads: Sequence[Any], norm_type: float) -> float: ...
+def clip_grad_norm_(operation: str, grads: Sequence[Any], clipping: Mapping[str, Any]) -> float: ...
+def clip_grad_value_(operation: str, grads: Sequence[Any], clip_value: float) -> None: ...
+def read_tensors(arrays: Sequence[Any]) -> int: ...
+def stream_floor(lists: list[Sequence[Any]]) -> None: ...

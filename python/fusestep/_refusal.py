@@ -1,0 +1,45 @@
+"""The one way in which the Python layer refuses an argument, and the checks that need it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NoReturn
+
+
+def refuse(
+    operation: str,
+    argument: str,
+    expected: str,
+    got: str,
+    remedy: str = "",
+    error: type[Exception] = ValueError,
+) -> NoReturn:
+    """Raises ``error("{operation}: {argument}: expected {expected}, got {got}. {remedy}")``."""
+    raise error(f"{operation}: {argument}: expected {expected}, got {got}. {remedy}".strip())
+
+
+def check_integer(operation: str, argument: str, value: Any, minimum: int) -> None:
+    """Refuses anything but an int (not a bool) of at least ``minimum``."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        refuse(operation, argument, "an integer", repr(value), error=TypeError)
+    if value < minimum:
+        refuse(operation, argument, f"an integer >= {minimum}", repr(value))
+
+
+def check_number(
+    operation: str,
+    argument: str,
+    value: Any,
+    minimum: float,
+    below: float = math.inf,
+    *,
+    exclusive: bool = False,
+) -> None:
+    """Refuses anything but a finite number in [minimum, below), or in (minimum, below) when ``exclusive``."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        refuse(operation, argument, "a number", repr(value), error=TypeError)
+    low_enough = value > minimum if exclusive else value >= minimum
+    if not (math.isfinite(value) and low_enough and value < below):
+        relation = ">" if exclusive else ">="
+        limit = f" and < {below:g}" if below < math.inf else ""
+        refuse(operation, argument, f"a finite number {relation} {minimum:g}{limit}", repr(value))

@@ -1,0 +1,298 @@
+"""``fusestep train``: a small byte-level GPT on text, through fusestep's optimizers and trainer."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import fusestep
+from fusestep import schedules
+from fusestep._refusal import check_integer, check_number, refuse
+from fusestep.cli.errors import UserError, as_user_errors
+
+if TYPE_CHECKING:  # torch is imported when a run starts, so that --help and other commands are quick
+    import torch
+
+    from fusestep.models import GPT
+    from fusestep.training import StepMetrics
+
+# The rate at which each optimizer trains this model well; a rate is not portable between them.
+RATES = {"adamw": 2e-3, "adam": 2e-3, "rmsprop": 1e-3, "adagrad": 1e-2, "sgd": 0.03}
+SCHEDULES = ("cosine", "linear", "exponential", "inverse-sqrt", "constant")
+RESUMABLE = {"text", "steps", "eval_every", "device"}  # what may change when a run is resumed
+EVAL_BATCHES = 25  # at most, of the validation text: all of the default one
+MAX_GRAD_NORM, WEIGHT_DECAY = 1.0, 0.1
+PROMPT_BYTES, SAMPLE_BYTES, TEMPERATURE = 32, 400, 0.8
+
+
+def _flag(field: str) -> str:
+    return "--" + field.replace("_", "-")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A run, as ``config.json`` keeps it. The command's options set these fields."""
+
+    text: tuple[str, ...] = ()  # files; none: Python's help topics
+    steps: int = 600  # updates
+    batch_size: int = 16  # sequences a batch
+    context: int = 128  # bytes a sequence
+    lr: float | None = None  # peak rate; None: RATES of the optimizer
+    schedule: str = "cosine"  # one of SCHEDULES
+    dropout: float = 0.1
+    seed: int = 1337  # of the weights, the batches and the dropout
+    optimizer: str = "adamw"  # one of RATES
+    accumulate: int = 1  # batches an update
+    eval_every: int = 100  # updates between evaluations
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "context", "accumulate", "eval_every"):
+            check_integer("train", _flag(name), getattr(self, name), 1)
+        check_integer("train", "--seed", self.seed, 0)
+        check_number("train", "--dropout", self.dropout, 0.0, 1.0)
+        if self.lr is not None:
+            check_number("train", "--lr", self.lr, 0.0, exclusive=True)
+
+    @property
+    def peak_lr(self) -> float:
+        return RATES[self.optimizer] if self.lr is None else self.lr
+
+    @property
+    def warmup_steps(self) -> int:
+        return self.steps // 10
+
+
+QUICK = Settings(steps=100, batch_size=8, eval_every=25)
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    normal = Settings()
+    parser = commands.add_parser(
+        "train",
+        help="train a small GPT on text",
+        description="Train a byte-level GPT of about a million parameters on text, and write a run directory "
+        "with its configuration, metrics, curves, checkpoint and a sample of what it writes.",
+    )
+
+    # Only what is given on the command line: the rest comes from the defaults, from --quick or from the
+    # resumed run.
+    def option(name: str, help: str, **keywords: Any) -> None:
+        parser.add_argument(name, help=help, default=argparse.SUPPRESS, **keywords)
+
+    option(
+        "--text",
+        "files to train on (default: the help topics that come with Python)",
+        nargs="+",
+        metavar="FILE",
+    )
+    option("--steps", f"updates (default: {normal.steps})", type=int)
+    option("--batch-size", f"sequences a batch (default: {normal.batch_size})", type=int)
+    option("--context", f"bytes a sequence (default: {normal.context})", type=int)
+    rates = ", ".join(f"{name} {rate:g}" for name, rate in RATES.items())
+    option("--lr", f"peak learning rate (default: {rates})", type=float)
+    option("--schedule", f"learning-rate schedule (default: {normal.schedule})", choices=SCHEDULES)
+    option("--dropout", f"dropout probability (default: {normal.dropout})", type=float)
+    option("--seed", f"of weights, batches and dropout (default: {normal.seed})", type=int)
+    option("--optimizer", f"fusestep's optimizer (default: {normal.optimizer})", choices=tuple(RATES))
+    option("--accumulate", f"batches an update (default: {normal.accumulate})", type=int)
+    option("--eval-every", f"updates between evaluations (default: {normal.eval_every})", type=int)
+    option("--device", f"where to train (default: {normal.device})")
+    parser.add_argument("--quick", action="store_true", help="a short run, for a first look: half a minute at most")
+    parser.add_argument("--run-dir", default="runs/gpt", help="where the run goes (default: %(default)s)")
+    existing = parser.add_mutually_exclusive_group()
+    existing.add_argument(
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="CHECKPOINT",
+        help="go on with the run in the run directory, with its settings (default: from its checkpoint.pt)",
+    )
+    existing.add_argument("--overwrite", action="store_true", help="delete the run that the run directory holds")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Trains, and says on stdout what it does."""
+    with as_user_errors(ImportError):
+        import torch
+        import tqdm  # type: ignore[import-untyped]
+
+    from fusestep.data import RandomBatches, SequentialBatches, read_text, split_text, unigram_loss
+    from fusestep.models import GPT, GPTConfig
+    from fusestep.training import CheckpointError, TrainConfig, Trainer, TrainingDiverged
+    from fusestep.training.rundir import RunDir
+
+    run_dir = RunDir(Path(options.run_dir))
+    resume_from = None if options.resume is None else Path(options.resume or run_dir.checkpoint)
+    with as_user_errors(ValueError, OSError):
+        settings, saved = _settings(options, run_dir.config)
+        device = _device(settings.device)
+        text = read_text(settings.text)
+        config = {
+            "settings": asdict(settings),
+            "text_sha256": hashlib.sha256(text).hexdigest(),
+            "fusestep": fusestep.__version__,
+            "torch": torch.__version__,
+        }
+        if saved is not None and saved["text_sha256"] != config["text_sha256"]:
+            raise UserError("train: --resume: the text is not the one that the run began with")
+        train, val = split_text(text)
+        generator = torch.Generator().manual_seed(settings.seed)
+        batches = RandomBatches(train, settings.batch_size, settings.context, generator)
+        val_batches = SequentialBatches(val, settings.batch_size, settings.context)
+        torch.manual_seed(settings.seed)
+        model = GPT(GPTConfig(context=settings.context, dropout=settings.dropout)).to(device)
+        optimizer = _optimizer(settings, model)
+        schedule = _schedule(settings)
+        baseline = unigram_loss(train, val)
+        trainer = Trainer(
+            model,
+            optimizer,
+            schedule,
+            TrainConfig(
+                max_steps=settings.steps,
+                accumulate=settings.accumulate,
+                max_grad_norm=MAX_GRAD_NORM,
+                clip_start=settings.warmup_steps,
+                eval_every=settings.eval_every,
+                eval_batches=EVAL_BATCHES,
+                run_dir=run_dir.path,
+                baseline_loss=baseline,
+            ),
+            callbacks=[_evaluation_printer(tqdm.tqdm.write)],
+        )
+        if resume_from is None:
+            run_dir.claim(overwrite=options.overwrite)
+        run_dir.config.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+    epoch = len(batches) / settings.accumulate
+    _print_facts(
+        run=str(run_dir.path) + (f", resumed from {resume_from}" if resume_from else ""),
+        text=f"{', '.join(settings.text) or 'the help topics of Python'}: {len(text):,} bytes,"
+        f" {len(train):,} to train on and {len(val):,} to validate",
+        model=f"GPT of {sum(p.numel() for p in model.parameters()):,} parameters, {model.config}",
+        epoch=f"N = b x s: {batches.windows:,} sequences of {settings.context} bytes"
+        f" in batches of {settings.batch_size * settings.accumulate}: {epoch:.0f} steps;"
+        f" the run's {settings.steps} are {settings.steps / epoch:.1f} epochs",
+        optimizer=f"fusestep.optim.{type(optimizer).__name__},"
+        f" the gradient's norm clipped at {MAX_GRAD_NORM:g} after the warm-up",
+        schedule=str(schedule),
+        baseline=f"{baseline:.3f} nats a byte: the validation loss of byte frequencies alone",
+    )
+    try:
+        with as_user_errors(CheckpointError, TrainingDiverged):
+            end = trainer.fit(batches, val_batches, resume_from=resume_from)
+    except KeyboardInterrupt:
+        if run_dir.checkpoint.exists():
+            print(f"\ninterrupted; to go on: fusestep train --run-dir {run_dir.path} --resume")
+        raise
+    if end is None:
+        print(f"nothing left to do: the run has {trainer.step} of {settings.steps} steps")
+        return 0
+    print(
+        f"\nvalidation loss {end.val_loss:.3f} nats a byte (byte frequencies alone: {baseline:.3f})"
+        f" after {end.step} steps, {end.tokens:,} bytes, {end.seconds:.0f} s"
+    )
+    sample = _sample(model, bytes(val[:PROMPT_BYTES].tolist()), settings.seed)
+    run_dir.sample.write_text(sample, encoding="utf-8")
+    print(f"\na sample, which goes on from the first {PROMPT_BYTES} validation bytes:\n\n{sample}\n")
+    print(f"see {run_dir.curves} for the curves; {run_dir.path} has the metrics and the checkpoint")
+    return 0
+
+
+def _settings(options: argparse.Namespace, config: Path) -> tuple[Settings, dict[str, Any] | None]:
+    """The settings of this run and, when it is resumed, the ``config.json`` that it began with."""
+    names = [field.name for field in fields(Settings)]
+    given = {name: getattr(options, name) for name in names if hasattr(options, name)}
+    if "text" in given:
+        given["text"] = tuple(given["text"])
+    if options.resume is None:
+        return replace(QUICK if options.quick else Settings(), **given), None
+    try:
+        saved = json.loads(config.read_text(encoding="utf-8"))
+        before = Settings(**{**saved["settings"], "text": tuple(saved["settings"]["text"])})
+    except FileNotFoundError:
+        raise UserError(f"train: --resume: there is no run in '{config.parent}' ({config.name} is missing)") from None
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        raise UserError(f"train: --resume: cannot use '{config}': {problem}") from problem
+    for name, value in given.items():
+        if name not in RESUMABLE and value != getattr(before, name):
+            raise UserError(
+                f"train: {_flag(name)}: expected {getattr(before, name)} as the run began with, got {value}"
+            )
+    return replace(before, **given), saved
+
+
+def _device(name: str) -> torch.device:
+    import torch
+
+    if name == "cpu":
+        return torch.device(name)
+    if name.startswith("cuda") and fusestep.info()["cuda_architectures"] and torch.cuda.is_available():
+        return torch.device(name)
+    refuse("train", "--device", "cpu", name, "This machine or this build of fusestep has no kernels for any other.")
+
+
+def _optimizer(settings: Settings, model: torch.nn.Module) -> torch.optim.Optimizer:
+    from fusestep import optim
+
+    parameters = list(model.parameters())
+    lr = settings.peak_lr
+    if settings.optimizer == "adamw":
+        # Decay the matrices alone: biases and the scales of the norms have nothing to gain from being small.
+        groups = [
+            {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": WEIGHT_DECAY},
+            {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+        ]
+        return optim.AdamW(groups, lr=lr)
+    if settings.optimizer == "sgd":
+        return optim.SGD(parameters, lr=lr, momentum=0.9, nesterov=True)
+    if settings.optimizer == "rmsprop":
+        return optim.RMSprop(parameters, lr=lr)
+    if settings.optimizer == "adagrad":
+        return optim.Adagrad(parameters, lr=lr)
+    return optim.Adam(parameters, lr=lr)
+
+
+def _schedule(settings: Settings) -> schedules.Schedule:
+    peak, warmup = settings.peak_lr, settings.warmup_steps
+    initial = peak / 100
+    match settings.schedule:
+        case "cosine":
+            return schedules.WarmupCosine(peak, warmup, settings.steps, initial_lr=initial, min_lr=0.1 * initial)
+        case "linear":
+            return schedules.LinearWarmup(peak, warmup, initial_lr=initial)
+        case "exponential":
+            return schedules.ExponentialWarmup(peak, warmup, initial_lr=initial)
+        case "inverse-sqrt":
+            return schedules.InverseSqrt.from_peak(peak, max(1, warmup))
+        case _:
+            return schedules.Constant(peak)
+
+
+def _sample(model: GPT, prompt: bytes, seed: int) -> str:
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    text = model.generate(prompt, SAMPLE_BYTES, temperature=TEMPERATURE, generator=generator)
+    return text.decode(errors="replace")
+
+
+def _evaluation_printer(write: Callable[[str], None]) -> Callable[[StepMetrics], None]:
+    def report(metrics: StepMetrics) -> None:
+        if metrics.val_loss is not None:
+            write(f"step {metrics.step:5}   training {metrics.loss:.3f}   validation {metrics.val_loss:.3f}")
+
+    return report
+
+
+def _print_facts(**facts: str) -> None:
+    for name, text in facts.items():
+        print(f"{name:10} {text}")
+    print(flush=True)

@@ -1,0 +1,118 @@
+"""Clipping of gradients on its own, with the signatures of torch.nn.utils.
+
+An optimizer of `fusestep.optim` clips within its step (``max_grad_norm=``) and is faster so; these are for
+other optimizers, and for looking at the norm. Norms are summed in float64 in a fixed order: the same bits
+for any number of threads. (torch's float32 sum on the CPU was seen 1e-2 off at 1e8 elements.)
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from functools import reduce
+from types import GeneratorType
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import increment_version
+
+from fusestep import _core
+from fusestep._refusal import refuse
+
+__all__ = ["clip_grad_norm_", "clip_grad_value_", "get_total_norm"]
+
+
+def clip_grad_norm_(
+    parameters: Tensor | Iterable[Tensor],
+    max_norm: float,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+) -> Tensor:
+    """Scale the gradients in place so that their common norm is at most `max_norm`.
+
+    They are multiplied by ``min(1, max_norm / (norm + 1e-6))``: Pascanu et al., arXiv:1211.5063, and torch.
+
+    Args:
+        parameters: a tensor, or several; those whose ``grad`` is None are left out. Gradients of any shape,
+            in float32, float64, bfloat16 or float16.
+        max_norm: > 0; inf only measures.
+        norm_type: 1, 2 or inf (also "inf"). Default: 2.
+        error_if_nonfinite: raise, and leave the gradients alone, where the norm is infinite or NaN.
+            Default: False.
+        foreach: accepted for torch's sake; the pass is always fused.
+
+    Returns:
+        The norm before clipping: 0-dim, of the gradients' dtype (the wider one where they differ).
+
+    Raises:
+        TypeError: gradients of another dtype, layout or device.
+        ValueError: another norm, or a `max_norm` out of range.
+        RuntimeError: the norm is not finite, with `error_if_nonfinite`.
+    """
+    grads = _grads(parameters)
+    clipping = {
+        "max_norm": max_norm,
+        "norm_type": float(norm_type),
+        "on_nonfinite": "raise" if error_if_nonfinite else "propagate",
+    }
+    norm = _core.clip_grad_norm_("clip_grad_norm_", grads, clipping)
+    increment_version(grads)
+    return _scalar(norm, grads)
+
+
+def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float, foreach: bool | None = None) -> None:
+    """Clamp every element of the gradients, in place, to [-clip_value, clip_value]; NaN stays NaN.
+
+    Args:
+        parameters: as for `clip_grad_norm_`.
+        clip_value: >= 0.
+        foreach: accepted for torch's sake; the pass is always fused.
+
+    Raises:
+        TypeError: gradients of another dtype, layout or device.
+        ValueError: a `clip_value` out of range.
+    """
+    grads = _grads(parameters)
+    _core.clip_grad_value_("clip_grad_value_", grads, float(clip_value))
+    increment_version(grads)
+
+
+def get_total_norm(
+    tensors: Tensor | Iterable[Tensor],
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+) -> Tensor:
+    """The norm of all elements of `tensors`, taken as one vector.
+
+    Args:
+        tensors: the tensors themselves (not parameters whose gradients are meant), one or several.
+        norm_type, error_if_nonfinite, foreach: as for `clip_grad_norm_`.
+
+    Returns:
+        The norm: 0-dim, of the tensors' dtype (the wider one where they differ).
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as for `clip_grad_norm_`.
+    """
+    tensors = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+    norm = _core.grad_norm("get_total_norm", tensors, float(norm_type))
+    if error_if_nonfinite and not abs(norm) < float("inf"):
+        refuse("get_total_norm", "tensors", "a finite norm", str(norm), error=RuntimeError)
+    return _scalar(norm, tensors)
+
+
+def _grads(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
+    if isinstance(parameters, Tensor):
+        parameters = [parameters]
+    listed = list(parameters)
+    if not listed and isinstance(parameters, GeneratorType):
+        # Mostly model.parameters() kept in a variable and used a second time.
+        warnings.warn("`parameters` is an empty generator: no gradient is clipped", stacklevel=3)
+    return [p.grad for p in listed if p.grad is not None]
+
+
+def _scalar(value: float, like: list[Tensor]) -> Tensor:
+    dtype = reduce(torch.promote_types, {t.dtype for t in like}) if like else torch.float32
+    return torch.tensor(value, dtype=dtype)

@@ -1,0 +1,167 @@
+"""Fused operations on plain arrays: NumPy, PyTorch, and whatever else speaks DLPack; in place, without copies.
+
+The optimizers are `adamw_`, `adam_`, `rmsprop_`, `adagrad_` and `sgd_`. Each makes one step over lists of arrays::
+
+    norm = ops.adamw_([p], [g], [exp_avg], [exp_avg_sq], step=1, lr=1e-3, max_grad_norm=1.0)
+
+Their hyperparameters, defaults and meanings are declared once, beside the formulas (cpp/math/optim/), and every
+function here is made from those declarations: `help(ops.adamw_)` shows them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from fusestep import _core
+
+__all__ = ["clip_grad_norm_", "clip_grad_value_", "grad_norm"]
+
+CLIPPING: dict[str, Any] = {
+    "max_grad_norm": None,
+    "norm_type": 2.0,
+    "clip_factor": None,
+    "max_grad_value": None,
+    "on_nonfinite": None,
+    "grad_scale": 1.0,
+    "rewrite_grads": False,
+}
+
+_STEP_DOC = """{doc}
+
+Args:
+    params: arrays, float32 or float64, updated in place.
+    grads: arrays of the same shapes; the dtype of the parameter, or bfloat16 or float16 for a float32 parameter.
+{states}
+    step: the number of this step, from 1 on; or a list with one number for each parameter, or with a 0-dim array for
+        each that holds the count of steps before this one and is incremented.
+{options}
+    max_grad_norm: if given, gradients whose norm over all of `grads` is greater are scaled down to it, as
+        torch.nn.utils.clip_grad_norm_ does, within the update.
+    norm_type: 1, 2 or inf.
+    clip_factor: if given, gradients of a norm above max_grad_norm are multiplied by this instead.
+    max_grad_value: if given (and not max_grad_norm), each element of the gradients is clamped to +-this.
+    on_nonfinite: what to do if the norm is not finite: "skip" changes nothing, "raise" raises RuntimeError, "propagate"
+        computes. None: "skip" if max_grad_norm is given, else "propagate".
+    grad_scale: gradients are divided by this first (loss scaling).
+    rewrite_grads: also store the gradients as they were used, unscaled and clipped.
+
+Returns:
+    The norm of the gradients before clipping, or None where neither max_grad_norm nor on_nonfinite asked for it.
+
+Raises:
+    TypeError, ValueError: an argument that cannot be taken. Everything is checked before anything is changed.
+    RuntimeError: the norm is not finite and on_nonfinite="raise".
+"""
+
+
+def _bump_versions(arrays: Iterable[Any]) -> None:
+    """Tells autograd that these were changed: a backward that saved an earlier value then fails instead of lying."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return
+    tensors = [a for a in arrays if isinstance(a, torch.Tensor) and not a.is_inference()]
+    if tensors:
+        torch.autograd.graph.increment_version(tensors)
+
+
+def _optimizer(name: str, description: _core._Optimizer) -> Callable[..., float | None]:
+    """The function `{name}_` of an optimizer that `_core.optimizers()` describes."""
+    operation = f"{name}_"
+    states, options = description["states"], description["options"]
+
+    positional = [inspect.Parameter(p, inspect.Parameter.POSITIONAL_OR_KEYWORD) for p in ("params", "grads")]
+    # A state that some options do without may be left out; the core refuses when one is missing that they need.
+    positional += [inspect.Parameter(s, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None) for s in states]
+    keywords = [inspect.Parameter("step", inspect.Parameter.KEYWORD_ONLY)]
+    keywords += [
+        inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=default)
+        for option, default in {**options, **CLIPPING}.items()
+    ]
+    signature = inspect.Signature(positional + keywords, return_annotation="float | None")
+
+    def optimizer_(*args: Any, **kwargs: Any) -> float | None:
+        try:
+            given = signature.bind(*args, **kwargs).arguments
+        except TypeError as error:
+            raise TypeError(f"{operation}: {error}") from None
+        params, grads = given["params"], given["grads"]
+        group = (given, params, grads, tuple(given.get(s) for s in states), given["step"])
+        norm, applied = _core.optimizer_step(operation, name, [group], given)
+        if applied:
+            changed = [params, *(given[s] for s in states if given.get(s) is not None)]
+            if given.get("rewrite_grads", False):
+                changed.append(grads)
+            _bump_versions(array for arrays in changed for array in arrays)
+        return norm
+
+    docs = description["option_docs"]
+    optimizer_.__name__ = optimizer_.__qualname__ = operation
+    optimizer_.__signature__ = signature  # type: ignore[attr-defined]
+    optimizer_.__doc__ = _STEP_DOC.format(
+        doc=description["doc"],
+        states="\n".join(f"    {s}: arrays like params, updated in place." for s in states),
+        options="\n".join(f"    {o}: {docs[o]}." for o in options),
+    )
+    return optimizer_
+
+
+def grad_norm(grads: Sequence[Any], norm_type: float = 2.0) -> float:
+    """The norm over all elements of all arrays.
+
+    Accumulated in double over a fixed partition: relative error below 1e-6 at any size, and the same bits for any
+    number of threads and any instruction set.
+
+    Args:
+        grads: list of arrays, float64, float32, bfloat16 or float16, of any shapes and layouts.
+        norm_type: 1 (sum of absolute values), 2 (root of the sum of squares) or inf (greatest absolute value).
+    """
+    return _core.grad_norm("grad_norm", grads, norm_type)
+
+
+def clip_grad_norm_(
+    grads: Sequence[Any],
+    max_norm: float,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    *,
+    clip_factor: float | None = None,
+) -> float:
+    """Scales the arrays in place so that their norm is at most `max_norm`; returns the norm before.
+
+    The coefficient is torch's, min(1, max_norm / (norm + 1e-6)). The optimizers' `max_grad_norm` does the same without
+    rewriting the gradients, in one pass over memory less.
+
+    Args:
+        grads: list of arrays, float64, float32, bfloat16 or float16.
+        max_norm: above zero; inf scales nothing and only measures.
+        norm_type: 1, 2 or inf.
+        error_if_nonfinite: raise RuntimeError, with nothing changed, if the norm is not finite.
+        clip_factor: if given, gradients of a norm above max_norm are multiplied by this instead.
+    """
+    options = {
+        "max_norm": max_norm,
+        "norm_type": norm_type,
+        "clip_factor": clip_factor,
+        "on_nonfinite": "raise" if error_if_nonfinite else "propagate",
+    }
+    norm = _core.clip_grad_norm_("clip_grad_norm_", grads, options)
+    _bump_versions(grads)
+    return norm
+
+
+def clip_grad_value_(grads: Sequence[Any], clip_value: float) -> None:
+    """Clamps each element of the arrays to [-clip_value, clip_value], in place. NaN stays NaN."""
+    _core.clip_grad_value_("clip_grad_value_", grads, clip_value)
+    _bump_versions(grads)
+
+
+for _name, _description in _core.optimizers().items():
+    globals()[f"{_name}_"] = _optimizer(_name, _description)
+    __all__.append(f"{_name}_")
+
+if TYPE_CHECKING:  # for type checkers, which do not run the loop above
+
+    def __getattr__(name: str) -> Callable[..., float | None]: ...

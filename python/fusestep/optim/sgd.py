@@ -1,0 +1,100 @@
+"""SGD, with torch.optim.SGD's arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from .base import Clipping, FusedOptimizer, States
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class SGD(FusedOptimizer):
+    """Gradient descent with momentum (Sutskever et al., ICML 2013): a drop-in for torch.optim.SGD.
+
+    With g the clipped gradient plus ``weight_decay`` times the parameter p, and mu the momentum::
+
+        b = mu * b + (1 - dampening) * g           form="torch"; b = g at a parameter's first step
+        p = p - lr * b                             (nesterov: g + mu * b for b)
+
+        b = mu * b - lr * (1 - dampening) * g      form="classical", from b = 0: the rate enters the velocity
+        p = p + b                                  (nesterov: mu * b - lr * g for b)
+
+    The forms differ once lr changes.
+
+    State of a parameter: ``momentum_buffer`` (shape and dtype of the parameter) once a step with momentum was
+    applied; the same key as torch.optim.SGD's. Without momentum there is no state.
+
+    Args:
+        params: see `FusedOptimizer`.
+        lr: learning rate, >= 0; a number or a tensor of one element. Default: 1e-3.
+        momentum: >= 0. Default: 0.
+        dampening: of the gradient in the momentum. Default: 0.
+        weight_decay: >= 0, added to the gradient as an L2 penalty. Default: 0.
+        nesterov: Nesterov's momentum; needs a momentum, and no dampening. Default: False.
+        maximize: follow the gradient upwards. Default: False.
+        foreach, fused: accepted and kept for torch's state_dict; the step is always fused.
+        differentiable: refused unless False.
+        form: "torch" or "classical", as above. Default: "torch".
+        **clipping: see `Clipping`.
+
+    Raises:
+        TypeError, ValueError: see `FusedOptimizer`.
+    """
+
+    _name = "sgd"
+    _states: ClassVar[dict[str, str | None]] = {"momentum_buffer": "momentum"}
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0,
+        dampening: float = 0,
+        weight_decay: float | Tensor = 0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        form: Literal["torch", "classical"] = "torch",
+        **clipping: Unpack[Clipping],
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "dampening": dampening,
+            "weight_decay": weight_decay,
+            "nesterov": nesterov,
+            "maximize": maximize,
+            "foreach": foreach,
+            "differentiable": differentiable,
+            "fused": fused,
+            "form": form,
+        }
+        super().__init__(params, defaults, clipping)
+
+    def _collect(
+        self,
+        group: dict[str, Any],
+        params: list[Tensor],
+        states: list[Mapping[str, Any]],
+        fresh: list[tuple[Tensor, dict[str, Tensor]]],
+    ) -> States:
+        if not group["momentum"]:
+            return (None,), 1
+        # torch counts no steps here: a buffer that is absent (None in some checkpoints) marks the first one.
+        buffers: list[Any] = [state.get("momentum_buffer") for state in states]
+        steps = [1 if buffer is None else 2 for buffer in buffers]
+        if 1 in steps:
+            for i, p in enumerate(params):
+                if buffers[i] is None:
+                    buffers[i] = self._new_state("momentum_buffer", p, group)
+                    fresh.append((p, {"momentum_buffer": buffers[i]}))
+        return (buffers,), steps

@@ -1,0 +1,242 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fusestep._refusal import refuse
+from fusestep.losses import cross_entropy
+from fusestep.optim import FusedOptimizer
+from fusestep.schedules import Schedule
+from fusestep.training import checkpoint
+from fusestep.training.config import TrainConfig
+from fusestep.training.interrupt import DeferredInterrupt
+from fusestep.training.metrics import MetricsFile, StepMetrics
+from fusestep.training.plots import plot_curves
+from fusestep.training.progress import Progress
+from fusestep.training.rundir import RunDir
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+NONFINITE_PATIENCE = 10  # updates in a row with an infinite or NaN loss: skipping them will not cure the run
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss has become infinite or NaN and stayed so."""
+
+
+class Trainer:
+    """Trains a model on batches: ``Trainer(model, optimizer, schedule, config).fit(train_batches)``.
+
+    model: any module; ``loss_fn(model(inputs), targets)`` is minimised. Batches are moved to its device.
+    optimizer: one of ``fusestep.optim``, where clipping is part of the update, or any of ``torch.optim``,
+        clipped by ``torch.nn.utils.clip_grad_norm_``. Every parameter group gets the schedule's rate.
+    schedule: the rate of each update, counted from 0; see ``fusestep.schedules``.
+    loss_fn: default cross-entropy, hard or soft labels.
+    callbacks: each is called with the ``StepMetrics`` of every update.
+
+    ``trainer.step``, ``trainer.tokens`` and ``trainer.seconds`` tell how far the run is.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        schedule: Schedule,
+        config: TrainConfig,
+        *,
+        loss_fn: Callable[[Any, Tensor], Tensor] = cross_entropy,
+        callbacks: Sequence[Callable[[StepMetrics], None]] = (),
+    ) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.config = config
+        self.loss_fn = loss_fn
+        self.callbacks = callbacks
+        self.step = 0
+        self.tokens = 0
+        self.seconds = 0.0
+        self._device = next(model.parameters()).device
+        self._nonfinite = 0  # updates in a row whose loss or gradient norm was not finite
+        self._saved = 0  # the step of the last checkpoint
+
+    def fit(
+        self,
+        train_batches: Batches,
+        val_batches: Batches | None = None,
+        *,
+        resume_from: str | Path | None = None,
+    ) -> StepMetrics | None:
+        """Trains until ``config.max_steps`` updates are made, in this and earlier sessions together.
+
+        train_batches: pairs (inputs, targets), iterated epoch after epoch. A run that shall be resumed needs
+            ``state_dict`` and ``load_state_dict`` here, which ``fusestep.data.RandomBatches`` and torchdata's
+            ``StatefulDataLoader`` have.
+        val_batches: pairs too, iterated from the beginning at each evaluation (default: no evaluation).
+        resume_from: a checkpoint of this run; it then goes on bit for bit as if it had never stopped.
+
+        Returns the metrics of the last update, None when there was none left to make. Ctrl-C ends the run
+        after the update in progress, writes a checkpoint if there is a ``run_dir``, and raises
+        KeyboardInterrupt; a second Ctrl-C does not wait for that.
+        Raises ValueError for a ``run_dir`` that holds another run, CheckpointError for a bad checkpoint,
+        TrainingDiverged when the loss or the gradient stays infinite or NaN.
+        """
+        config, run_dir, metrics = self.config, self._open_run_dir(resume_from), None
+        if resume_from is not None:
+            self._resume(Path(resume_from), train_batches)
+        stream = _epoch_after_epoch(train_batches)
+        with (
+            MetricsFile(run_dir.metrics if run_dir else None, self.step) as metrics_file,
+            Progress(config.progress, self.step, config.max_steps) as progress,
+            DeferredInterrupt() as interrupt,
+        ):
+            started = time.perf_counter() - self.seconds
+            self.model.train()
+            while self.step < config.max_steps and not interrupt.requested:
+                lr = self._set_rate()
+                loss = self._accumulate_gradients(stream)
+                grad_norm = self._update()
+                self.step += 1
+                val_loss = None
+                if val_batches is not None and self._due(config.eval_every):
+                    val_loss = self.evaluate(val_batches)
+                self.seconds = time.perf_counter() - started
+                metrics = StepMetrics(self.step, loss, val_loss, lr, grad_norm, self.tokens, self.seconds)
+                for report in (metrics_file.append, progress.update, *self.callbacks):
+                    report(metrics)
+                self._check_finite(metrics)
+                if run_dir and self._due(config.checkpoint_every):
+                    self._save(run_dir.checkpoint, train_batches)
+            if run_dir:
+                self._save(run_dir.checkpoint, train_batches)
+        if run_dir:
+            _plot(run_dir, config.baseline_loss)
+        if interrupt.requested:
+            raise KeyboardInterrupt
+        return metrics
+
+    @torch.no_grad()
+    def evaluate(self, batches: Batches) -> float:
+        """Mean loss of the first ``config.eval_batches`` batches, weighted by tokens; dropout is off."""
+        was_training = self.model.training
+        self.model.eval()
+        total, tokens = 0.0, 0
+        for count, (inputs, targets) in enumerate(batches):
+            if count == self.config.eval_batches:
+                break
+            inputs, targets = inputs.to(self._device), targets.to(self._device)
+            total += float(self.loss_fn(self.model(inputs), targets)) * inputs.numel()
+            tokens += inputs.numel()
+        self.model.train(was_training)
+        if tokens == 0:
+            refuse("Trainer.evaluate", "batches", "at least one batch", "none")
+        return total / tokens
+
+    def _set_rate(self) -> float:
+        lr = self.schedule(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        return lr
+
+    def _accumulate_gradients(self, stream: Iterator[tuple[Tensor, Tensor]]) -> float:
+        """The mean loss of ``accumulate`` batches; its gradient is left in the parameters."""
+        self.optimizer.zero_grad()
+        mean = 0.0
+        for _ in range(self.config.accumulate):
+            inputs, targets = next(stream)
+            inputs, targets = inputs.to(self._device), targets.to(self._device)
+            loss = self.loss_fn(self.model(inputs), targets) / self.config.accumulate
+            loss.backward()  # type: ignore[no-untyped-call]
+            mean += float(loss.detach())
+            self.tokens += inputs.numel()
+        return mean
+
+    def _update(self) -> float | None:
+        """Clips, when it is time, and steps; returns the norm before clipping."""
+        active = self.step >= self.config.clip_start
+        ceiling = self.config.max_grad_norm if active else None
+        if not isinstance(self.optimizer, FusedOptimizer):
+            ceiling = math.inf if ceiling is None else ceiling
+            norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), ceiling)
+            self.optimizer.step()
+            return float(norm)
+        own = self.optimizer.max_grad_norm, self.optimizer.max_grad_value
+        norm_limit, value_limit = (ceiling or own[0], own[1]) if active else (None, None)
+        if norm_limit is None and value_limit is None:
+            norm_limit = math.inf  # clips nothing, but the norm is taken
+        try:
+            self.optimizer.max_grad_norm, self.optimizer.max_grad_value = norm_limit, value_limit
+            self.optimizer.step()
+        finally:
+            self.optimizer.max_grad_norm, self.optimizer.max_grad_value = own
+        return self.optimizer.grad_norm
+
+    def _due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.config.max_steps
+
+    def _check_finite(self, metrics: StepMetrics) -> None:
+        finite = math.isfinite(metrics.loss) and math.isfinite(metrics.grad_norm or 0.0)
+        self._nonfinite = 0 if finite else self._nonfinite + 1
+        if self._nonfinite >= NONFINITE_PATIENCE:
+            refuse(
+                "Trainer.fit",
+                "loss and gradient norm",
+                "finite numbers",
+                f"{metrics.loss} and {metrics.grad_norm} at step {self.step}, the {self._nonfinite}th such",
+                "Lower the rate, lengthen the warm-up or clip; see fusestep.diagnostics.",
+                TrainingDiverged,
+            )
+
+    def _open_run_dir(self, resume_from: str | Path | None) -> RunDir | None:
+        if self.config.run_dir is None:
+            return None
+        run_dir = RunDir(Path(self.config.run_dir))
+        if resume_from is None and self.step == 0:
+            run_dir.claim(overwrite=self.config.overwrite)
+        return run_dir
+
+    def _save(self, path: Path, train_batches: Batches) -> None:
+        if self.step == self._saved or self._nonfinite:
+            return  # a diverged model must not take the place of a good one
+        progress = {"step": self.step, "tokens": self.tokens, "seconds": self.seconds}
+        checkpoint.save(path, self.model, self.optimizer, train_batches, progress)
+        self._saved = self.step
+
+    def _resume(self, path: Path, train_batches: Batches) -> None:
+        if not hasattr(train_batches, "load_state_dict"):
+            refuse(
+                "Trainer.fit",
+                "train_batches",
+                "batches with state_dict and load_state_dict, to go on where the run stopped",
+                type(train_batches).__name__,
+                "Use fusestep.data.RandomBatches or torchdata's StatefulDataLoader.",
+                TypeError,
+            )
+        progress = checkpoint.load(path, self.model, self.optimizer, train_batches)
+        self.step, self.tokens, self.seconds = (progress[name] for name in ("step", "tokens", "seconds"))
+        self._saved = self.step
+
+
+def _epoch_after_epoch(batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
+    while True:
+        empty = True
+        for batch in batches:
+            empty = False
+            yield batch
+        if empty:
+            refuse("Trainer.fit", "train_batches", "at least one batch an epoch", "none")
+
+
+def _plot(run_dir: RunDir, baseline_loss: float | None) -> None:
+    try:
+        plot_curves(run_dir.metrics, run_dir.curves, baseline_loss=baseline_loss)
+    except ImportError as missing:
+        warnings.warn(f"{run_dir.curves} was not written: {missing}", stacklevel=3)

@@ -1,0 +1,198 @@
+"""`fusestep bench`: that ratios and verdicts are computed right, and that every benchmark runs and reports."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from fusestep.bench import cases, clip, command, memory, nanobind_module, optim, overhead, report, rows, timing
+from fusestep.bench.timing import Contestant, Effort
+
+TINY = Effort(rounds=3, seconds=0.2, slow_rounds=2)
+
+
+class Clock:
+    """A clock that only contestants move."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+    def contestant(self, name, seconds, **options):
+        """Takes the given seconds a step, one after another, the last one for ever."""
+        remaining = list(seconds)
+
+        def step():
+            self.now += remaining.pop(0) if len(remaining) > 1 else remaining[0]
+
+        return Contestant(name, step, **options)
+
+
+def silent(_what):
+    pass
+
+
+# --- timing ---
+def test_a_step_is_timed_and_paired_with_its_neighbours():
+    clock = Clock()
+    # Two steps of warm-up, then one a round: each is longer than a slot.
+    ours = clock.contestant("ours", [9, 9, 1.0, 2.0, 4.0])
+    theirs = clock.contestant("theirs", [9, 9, 2.0, 8.0, 8.0])
+    timings = timing.measure([ours, theirs], Effort(rounds=3, seconds=1e9, slow_rounds=3), clock)
+    assert timings.seconds == {"ours": [1.0, 2.0, 4.0], "theirs": [2.0, 8.0, 8.0]}
+    ratio = timings.ratio("ours", to="theirs")  # 0.5, 0.25, 0.5 in the rounds: not the ratio of the medians
+    assert (ratio.median, ratio.best) == (0.5, 0.25)
+    assert timings.spread("theirs") == timing.Spread(median=8.0, q1=5.0, q3=8.0, best=2.0)
+
+
+def test_short_steps_are_repeated_to_fill_a_slot():
+    clock = Clock()
+    timings = timing.measure([clock.contestant("short", [0.001])], Effort(3, 1e9, 3), clock)
+    assert timings.seconds["short"] == pytest.approx([0.001] * 3)
+    # Two steps of warm-up; then in each round one more, and a slot of 20.
+    assert clock.now == pytest.approx(0.001 * (2 + 3 * (1 + math.ceil(timing.SLOT_SECONDS / 0.001))))
+
+
+def test_slow_contestants_leave_after_their_rounds_and_the_budget_ends_the_rest():
+    clock = Clock()
+    slow = clock.contestant("slow", [1.0], max_rounds=1)
+    fast = clock.contestant("fast", [1.0])
+    timings = timing.measure([slow, fast], Effort(rounds=100, seconds=5.0, slow_rounds=1), clock)
+    assert len(timings.seconds["slow"]) == 1
+    assert timing.MIN_ROUNDS <= len(timings.seconds["fast"]) < 10
+    assert timings.ratio("fast", to="slow").median == 1.0
+
+
+# --- rows and verdicts ---
+@pytest.mark.parametrize(
+    ("ours", "at_most", "met", "noisy"),
+    [([1.0, 1.0, 1.0], 0.5, True, False), ([1.0, 1.0, 1.0], 0.4, False, False), ([0.6, 1.0, 1.4], 0.5, True, True)],
+)
+def test_a_bar_is_judged_by_the_median_and_noisy_where_the_quartiles_straddle_it(ours, at_most, met, noisy):
+    case = cases.Case("flat", "tiny", [(10,)])
+    timings = timing.Timings({rows.OURS: ours, "peer": [2.0, 2.0, 2.0]}, other_load=0.0)
+    row = rows.timing_row("optim", "AdamW", case, 28, timings, [rows.Bar("AdamW", "flat", "peer", at_most)])
+    ratio = row["ratios"]["peer"]
+    assert (ratio["median"], ratio["met"], ratio["noisy"]) == (0.5, met, noisy)
+    assert row["contestants"]["peer"]["gb_per_s"] == 28 * 10 / 2.0 / 1e9
+
+
+def test_a_busy_machine_makes_every_verdict_noisy():
+    timings = timing.Timings({rows.OURS: [1.0] * 3, "peer": [2.0] * 3}, other_load=0.5)
+    bar = rows.Bar("AdamW", "flat", "peer", 0.9)
+    row = rows.timing_row("optim", "AdamW", cases.Case("flat", "tiny", [(1,)]), None, timings, [bar])
+    assert row["ratios"]["peer"]["noisy"]
+
+
+def test_gpt2_is_gpt2():
+    case = cases.gpt2_case(quick=False)
+    assert (len(case.shapes), case.elements) == (148, 124_439_808)
+
+
+# --- the benchmarks themselves, on next to nothing ---
+@pytest.fixture
+def tiny(monkeypatch):
+    monkeypatch.setattr(cases, "flat_case", lambda quick: cases.Case("flat", "tiny flat", [(5000,)]))
+    monkeypatch.setattr(cases, "gpt2_case", lambda quick: cases.Case("gpt2", "tiny list", [(50, 7), (3,)]))
+    monkeypatch.setattr(cases, "small_case", lambda: cases.Case("small", "tiny small", [(10,)] * 5))
+    monkeypatch.setattr(timing, "QUICK", TINY)
+
+
+@pytest.fixture(autouse=True)
+def same_threads(threads):
+    """The benchmarks set numbers of threads, torch's too."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("what", ["optim", "clip", "overhead"])
+def test_the_command_reports_for_people_and_as_json(what, tiny, tmp_path, capsys):
+    target = tmp_path / "results.json"
+    assert command.main([what, "--quick", "--json", str(target)]) == 0
+    table = capsys.readouterr().out
+    document = json.loads(target.read_text())
+    assert document["schema"] == command.SCHEMA
+    assert document["machine"]["threads"] == 2
+    assert document["results"]
+    assert {row["bench"] for row in document["results"]} == {what}
+    for row in document["results"]:
+        for ratio in row.get("ratios", {}).values():
+            assert 0 < ratio["q1"] <= ratio["median"] <= ratio["q3"]
+    assert all(title in table for title in ("tiny", "fusestep")) or what == "overhead"
+    assert ("Bars" in table) == (what != "overhead")
+
+
+def test_json_alone_on_standard_output(tiny, capsys):
+    assert command.main(["optim", "--quick", "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["what"] == "optim"
+
+
+def test_results_that_could_not_be_written_are_not_measured(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["optim", "--json", str(tmp_path / "missing" / "results.json")])
+    assert "--json: expected a file in a directory that exists" in capsys.readouterr().err
+
+
+def test_every_optimizer_has_a_row_and_every_bar_is_met_by_a_row():
+    case = cases.Case("flat", "tiny", [(5000,)])
+    measured = optim.run([case], TINY, silent)
+    assert [row["operation"] for row in measured] == [entry.title for entry in optim.ENTRIES]
+    for bar in optim.BARS:
+        if bar.case == "flat":
+            row = next(row for row in measured if row["operation"] == bar.operation)
+            assert row["ratios"][bar.against]["at_most"] == bar.at_most
+
+
+def test_contestants_work_on_the_same_arrays():
+    storage = cases.Storage(cases.Case("flat", "tiny", [(100,)]), num_states=2)
+    before = storage.params[0].detach().clone()
+    for contestant in clip.contestants(storage):
+        contestant.step()
+        assert not torch.equal(storage.params[0].detach(), before), contestant.name
+        before = storage.params[0].detach().clone()
+
+
+def test_memory_growth_is_seen():
+    size = 64 * 2**20
+    growth = memory.peak_growth(lambda: bytearray(size).find(1))
+    if growth is None:
+        pytest.skip("this system does not tell the peak of the resident memory")
+    assert 0.9 * size < growth < 1.2 * size
+
+
+def test_accuracy_of_the_norm_is_measured_against_float64():
+    error, bits = clip.norm_rows(100_000)
+    assert error["met"]
+    assert bits[rows.OURS] == 1
+
+
+def test_nanobind_reads_what_fusestep_reads():
+    module = nanobind_module.load()
+    tensors = [torch.zeros(3) for _ in range(7)]
+    assert module.read_ndarrays(tensors) == module.read_exchange_api(tensors) == 7
+    assert {way.binding for way in overhead.ways(silent)} == {overhead.PYBIND11, overhead.NANOBIND}
+
+
+def test_a_figure_that_cannot_be_measured_is_no_failure():
+    row = rows.check_row("clip", "memory", "MiB", None, 1.0, {"torch": None})
+    assert row["met"] is None
+    assert "not measurable here" in report.render({**MACHINE}, [row], quick=False)
+
+
+MACHINE = {
+    "cpu": "a CPU",
+    "cpus": 2,
+    "memory_gib": 1.0,
+    "transparent_hugepages": None,
+    "threads": 2,
+    "thread_source": "own pool",
+    "simd": "avx2",
+    "versions": {"fusestep": "0"},
+    "python": "3",
+    "date": "today",
+}
