@@ -1,0 +1,53 @@
+// The masks that follow from positions alone. Causal, sliding window and key lengths leave each query one range of
+// keys, so they cost a loop bound, and tiles outside are never computed. Boolean and additive masks come on top.
+#pragma once
+
+#include <cstdint>
+
+#include "math/hd.h"
+
+namespace fusestep {
+
+inline constexpr std::int64_t kUnlimited = INT64_C(1) << 40;  // more than any sequence; sums of a few do not overflow
+
+struct PositionRange {
+  std::int64_t begin;
+  std::int64_t end;  // never below begin
+};
+
+// Query i stands beside key i + shift. It may look `left` keys back from there and `right` keys ahead.
+struct Band {
+  std::int64_t queries;
+  std::int64_t keys;  // those that exist: the key length
+  std::int64_t shift;
+  std::int64_t left;
+  std::int64_t right;
+
+  FUSESTEP_HD PositionRange keys_of(std::int64_t query) const {
+    return clipped(query + shift - left, query + shift + right + 1, keys);
+  }
+
+  // The queries that may look at `key`, for the passes that go by keys.
+  FUSESTEP_HD PositionRange queries_of(std::int64_t key) const {
+    if (key >= keys) return {0, 0};
+    return clipped(key - shift - right, key - shift + left + 1, queries);
+  }
+
+  FUSESTEP_HD static PositionRange clipped(std::int64_t begin, std::int64_t end, std::int64_t size) {
+    begin = begin < 0 ? 0 : begin;
+    end = end > size ? size : end;
+    return {begin, end < begin ? begin : end};
+  }
+};
+
+enum class Causal { none, top_left, bottom_right };
+
+// window_left, window_right: kUnlimited where there is no window. Causal and windows count on one diagonal: from the
+// first query and key, or from the last ones.
+FUSESTEP_HD Band make_band(Causal causal, std::int64_t window_left, std::int64_t window_right, std::int64_t queries,
+                           std::int64_t keys) {
+  const std::int64_t right = causal != Causal::none && window_right > 0 ? 0 : window_right;
+  return {queries, keys, causal == Causal::bottom_right ? keys - queries : 0, window_left, right};
+}
+
+}  // namespace fusestep

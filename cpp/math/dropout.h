@@ -1,0 +1,52 @@
+// Which elements dropout keeps: one rule for attention weights and for plain dropout, on every device.
+//
+// The four words of one Philox call give eight 16-bit numbers to eight neighbouring elements. The counter is
+//   attention  (key / 8, query, batch * heads + head, offset)
+//   plain      (lower and upper word of element / 8, 0, offset), elements counted in C order
+// with positions of the tensor itself: never of a tile or a thread.
+#pragma once
+
+#include <cstdint>
+
+#include "math/philox.h"
+
+namespace fusestep {
+
+inline constexpr int kDropoutGroup = 8;  // elements that share a Philox call
+
+// The probability is rounded to a multiple of 2^-16, and the survivors are scaled for the rounded one: the expectation
+// stays exact.
+struct DropoutRule {
+  std::uint32_t threshold;  // numbers below are dropped; 0: nothing is, at most 65535
+  std::uint64_t seed;
+  std::uint32_t offset;
+
+  FUSESTEP_HD bool drops() const { return threshold != 0; }
+  FUSESTEP_HD double scale() const { return 65536.0 / (65536.0 - threshold); }
+};
+
+// p: in [0, 1).
+FUSESTEP_HD DropoutRule dropout_rule(double p, std::uint64_t seed, std::uint32_t offset) {
+  const auto threshold = static_cast<std::uint32_t>(p * 65536.0 + 0.5);
+  return {threshold < 65535u ? threshold : 65535u, seed, offset};
+}
+
+// The number of element `i` of the eight: the lower half of a word comes first.
+FUSESTEP_HD std::uint32_t dropout_number(const PhiloxWords<std::uint32_t>& words, int i) {
+  return words.word[i / 2] >> (i % 2 * 16) & 0xffffu;
+}
+
+FUSESTEP_HD PhiloxWords<std::uint32_t> attention_dropout_words(const DropoutRule& rule, std::int64_t key,
+                                                               std::int64_t query, std::int64_t batch_head) {
+  return philox<std::uint32_t>({{static_cast<std::uint32_t>(key / kDropoutGroup), static_cast<std::uint32_t>(query),
+                                 static_cast<std::uint32_t>(batch_head), rule.offset}},
+                               rule.seed);
+}
+
+FUSESTEP_HD PhiloxWords<std::uint32_t> dropout_words(const DropoutRule& rule, std::int64_t element) {
+  const auto group = static_cast<std::uint64_t>(element) / kDropoutGroup;
+  return philox<std::uint32_t>(
+      {{static_cast<std::uint32_t>(group), static_cast<std::uint32_t>(group >> 32), 0u, rule.offset}}, rule.seed);
+}
+
+}  // namespace fusestep
