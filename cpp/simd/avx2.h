@@ -92,5 +92,70 @@ struct Vec<double> {
   }
 };
 
+template <>
+struct Vec<std::uint32_t> {
+  static constexpr int kWidth = 8;
+  __m256i v;
+
+  Vec() = default;
+  FUSESTEP_HD Vec(__m256i x) : v(x) {}
+  FUSESTEP_HD Vec(std::uint32_t x) : v(_mm256_set1_epi32(static_cast<int>(x))) {}
+
+  FUSESTEP_HD static Vec load(const std::uint32_t* p) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  }
+  FUSESTEP_HD void store(std::uint32_t* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
+  FUSESTEP_HD static Vec iota(std::uint32_t first) { return Vec(first) + _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7); }
+
+  FUSESTEP_HD friend Vec operator+(Vec a, Vec b) { return _mm256_add_epi32(a.v, b.v); }
+  FUSESTEP_HD friend Vec operator^(Vec a, Vec b) { return _mm256_xor_si256(a.v, b.v); }
+  FUSESTEP_HD friend Vec operator&(Vec a, Vec b) { return _mm256_and_si256(a.v, b.v); }
+  FUSESTEP_HD friend Vec operator|(Vec a, Vec b) { return _mm256_or_si256(a.v, b.v); }
+  FUSESTEP_HD friend Vec operator<<(Vec a, int bits) { return _mm256_slli_epi32(a.v, bits); }
+  FUSESTEP_HD friend Vec operator>>(Vec a, int bits) { return _mm256_srli_epi32(a.v, bits); }
+  // The instruction multiplies the even lanes; the odd ones go through it shifted down.
+  FUSESTEP_HD friend void mul_wide(std::uint32_t a, Vec b, Vec& high, Vec& low) {
+    const __m256i factor = Vec(a).v;
+    const __m256i even = _mm256_mul_epu32(factor, b.v);
+    const __m256i odd = _mm256_mul_epu32(factor, _mm256_srli_epi64(b.v, 32));
+    high = _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa);
+    low = _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xaa);
+  }
+
+  FUSESTEP_HD static void store_numbers(std::uint16_t* p, Vec a, Vec b, Vec c, Vec d) {
+    auto* to = reinterpret_cast<__m256i*>(p);
+    const __m256i ab_low = _mm256_unpacklo_epi32(a.v, b.v);
+    const __m256i ab_high = _mm256_unpackhi_epi32(a.v, b.v);
+    const __m256i cd_low = _mm256_unpacklo_epi32(c.v, d.v);
+    const __m256i cd_high = _mm256_unpackhi_epi32(c.v, d.v);
+    const __m256i lane04 = _mm256_unpacklo_epi64(ab_low, cd_low);
+    const __m256i lane15 = _mm256_unpackhi_epi64(ab_low, cd_low);
+    const __m256i lane26 = _mm256_unpacklo_epi64(ab_high, cd_high);
+    const __m256i lane37 = _mm256_unpackhi_epi64(ab_high, cd_high);
+    _mm256_storeu_si256(to, _mm256_permute2x128_si256(lane04, lane15, 0x20));
+    _mm256_storeu_si256(to + 1, _mm256_permute2x128_si256(lane26, lane37, 0x20));
+    _mm256_storeu_si256(to + 2, _mm256_permute2x128_si256(lane04, lane15, 0x31));
+    _mm256_storeu_si256(to + 3, _mm256_permute2x128_si256(lane26, lane37, 0x31));
+  }
+};
+
+// There is no unsigned comparison: a >= b exactly if max(a, b) is a.
+FUSESTEP_HD Vec<float> keep(Vec<float> x, Vec<std::uint32_t> number, Vec<std::uint32_t> threshold) {
+  const __m256i kept = _mm256_cmpeq_epi32(_mm256_max_epu32(number.v, threshold.v), number.v);
+  return _mm256_and_ps(x.v, _mm256_castsi256_ps(kept));
+}
+FUSESTEP_HD Vec<float> keep(Vec<float> x, const std::uint16_t* numbers, std::uint16_t threshold) {
+  const __m128i number = _mm_loadu_si128(reinterpret_cast<const __m128i*>(numbers));
+  const __m128i least = _mm_set1_epi16(static_cast<short>(threshold));
+  const __m128i kept = _mm_cmpeq_epi16(_mm_max_epu16(number, least), number);
+  return _mm256_and_ps(x.v, _mm256_castsi256_ps(_mm256_cvtepi16_epi32(kept)));
+}
+FUSESTEP_HD Vec<double> keep(Vec<double> x, const std::uint16_t* numbers, std::uint16_t threshold) {
+  const __m128i number = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(numbers));
+  const __m128i least = _mm_set1_epi16(static_cast<short>(threshold));
+  const __m128i kept = _mm_cmpeq_epi16(_mm_max_epu16(number, least), number);
+  return _mm256_and_pd(x.v, _mm256_castsi256_pd(_mm256_cvtepi16_epi64(kept)));
+}
+
 }  // namespace
 }  // namespace fusestep::FUSESTEP_ISA

@@ -92,5 +92,76 @@ struct Vec<double> {
   }
 };
 
+template <>
+struct Vec<std::uint32_t> {
+  static constexpr int kWidth = 16;
+  __m512i v;
+
+  Vec() = default;
+  FUSESTEP_HD Vec(__m512i x) : v(x) {}
+  FUSESTEP_HD Vec(std::uint32_t x) : v(_mm512_set1_epi32(static_cast<int>(x))) {}
+
+  FUSESTEP_HD static Vec load(const std::uint32_t* p) { return _mm512_loadu_si512(p); }
+  FUSESTEP_HD void store(std::uint32_t* p) const { _mm512_storeu_si512(p, v); }
+  FUSESTEP_HD static Vec iota(std::uint32_t first) {
+    return Vec(first) + _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  }
+
+  FUSESTEP_HD friend Vec operator+(Vec a, Vec b) { return _mm512_add_epi32(a.v, b.v); }
+  FUSESTEP_HD friend Vec operator^(Vec a, Vec b) { return _mm512_xor_si512(a.v, b.v); }
+  FUSESTEP_HD friend Vec operator&(Vec a, Vec b) { return _mm512_and_si512(a.v, b.v); }
+  FUSESTEP_HD friend Vec operator|(Vec a, Vec b) { return _mm512_or_si512(a.v, b.v); }
+  FUSESTEP_HD friend Vec operator<<(Vec a, int bits) {
+    return _mm512_slli_epi32(a.v, static_cast<unsigned>(bits));
+  }
+  FUSESTEP_HD friend Vec operator>>(Vec a, int bits) {
+    return _mm512_srli_epi32(a.v, static_cast<unsigned>(bits));
+  }
+  // The instruction multiplies the even lanes; the odd ones go through it shifted down.
+  FUSESTEP_HD friend void mul_wide(std::uint32_t a, Vec b, Vec& high, Vec& low) {
+    const __m512i factor = Vec(a).v;
+    const __m512i even = _mm512_mul_epu32(factor, b.v);
+    const __m512i odd = _mm512_mul_epu32(factor, _mm512_srli_epi64(b.v, 32));
+    const __m512i highs = _mm512_setr_epi32(1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
+    const __m512i lows = _mm512_setr_epi32(0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30);
+    high = _mm512_permutex2var_epi32(even, highs, odd);
+    low = _mm512_permutex2var_epi32(even, lows, odd);
+  }
+
+  FUSESTEP_HD static void store_numbers(std::uint16_t* p, Vec a, Vec b, Vec c, Vec d) {
+    const __m512i ab_low = _mm512_unpacklo_epi32(a.v, b.v);
+    const __m512i ab_high = _mm512_unpackhi_epi32(a.v, b.v);
+    const __m512i cd_low = _mm512_unpacklo_epi32(c.v, d.v);
+    const __m512i cd_high = _mm512_unpackhi_epi32(c.v, d.v);
+    // Lane i of each quarter: 4 * quarter + i.
+    const __m512i lane0 = _mm512_unpacklo_epi64(ab_low, cd_low);
+    const __m512i lane1 = _mm512_unpackhi_epi64(ab_low, cd_low);
+    const __m512i lane2 = _mm512_unpacklo_epi64(ab_high, cd_high);
+    const __m512i lane3 = _mm512_unpackhi_epi64(ab_high, cd_high);
+    const __m512i front01 = _mm512_shuffle_i32x4(lane0, lane1, 0x44);
+    const __m512i front23 = _mm512_shuffle_i32x4(lane2, lane3, 0x44);
+    const __m512i back01 = _mm512_shuffle_i32x4(lane0, lane1, 0xee);
+    const __m512i back23 = _mm512_shuffle_i32x4(lane2, lane3, 0xee);
+    _mm512_storeu_si512(p, _mm512_shuffle_i32x4(front01, front23, 0x88));
+    _mm512_storeu_si512(p + 32, _mm512_shuffle_i32x4(front01, front23, 0xdd));
+    _mm512_storeu_si512(p + 64, _mm512_shuffle_i32x4(back01, back23, 0x88));
+    _mm512_storeu_si512(p + 96, _mm512_shuffle_i32x4(back01, back23, 0xdd));
+  }
+};
+
+FUSESTEP_HD Vec<float> keep(Vec<float> x, Vec<std::uint32_t> number, Vec<std::uint32_t> threshold) {
+  return _mm512_maskz_mov_ps(_mm512_cmpge_epu32_mask(number.v, threshold.v), x.v);
+}
+FUSESTEP_HD Vec<float> keep(Vec<float> x, const std::uint16_t* numbers, std::uint16_t threshold) {
+  const __m256i number = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(numbers));
+  const __m256i least = _mm256_set1_epi16(static_cast<short>(threshold));
+  return _mm512_maskz_mov_ps(_mm256_cmpge_epu16_mask(number, least), x.v);
+}
+FUSESTEP_HD Vec<double> keep(Vec<double> x, const std::uint16_t* numbers, std::uint16_t threshold) {
+  const __m128i number = _mm_loadu_si128(reinterpret_cast<const __m128i*>(numbers));
+  const __m128i least = _mm_set1_epi16(static_cast<short>(threshold));
+  return _mm512_maskz_mov_pd(_mm_cmpge_epu16_mask(number, least), x.v);
+}
+
 }  // namespace
 }  // namespace fusestep::FUSESTEP_ISA

@@ -83,5 +83,53 @@ struct Vec<double> {
   }
 };
 
+template <>
+struct Vec<std::uint32_t> {
+  static constexpr int kWidth = 4;
+  uint32x4_t v;
+
+  Vec() = default;
+  FUSESTEP_HD Vec(uint32x4_t x) : v(x) {}
+  FUSESTEP_HD Vec(std::uint32_t x) : v(vdupq_n_u32(x)) {}
+
+  FUSESTEP_HD static Vec load(const std::uint32_t* p) { return vld1q_u32(p); }
+  FUSESTEP_HD void store(std::uint32_t* p) const { vst1q_u32(p, v); }
+  FUSESTEP_HD static Vec iota(std::uint32_t first) {
+    const std::uint32_t lanes[kWidth] = {first, first + 1, first + 2, first + 3};
+    return load(lanes);
+  }
+
+  FUSESTEP_HD friend Vec operator+(Vec a, Vec b) { return vaddq_u32(a.v, b.v); }
+  FUSESTEP_HD friend Vec operator^(Vec a, Vec b) { return veorq_u32(a.v, b.v); }
+  FUSESTEP_HD friend Vec operator&(Vec a, Vec b) { return vandq_u32(a.v, b.v); }
+  FUSESTEP_HD friend Vec operator|(Vec a, Vec b) { return vorrq_u32(a.v, b.v); }
+  FUSESTEP_HD friend Vec operator<<(Vec a, int bits) { return vshlq_u32(a.v, vdupq_n_s32(bits)); }
+  FUSESTEP_HD friend Vec operator>>(Vec a, int bits) { return vshlq_u32(a.v, vdupq_n_s32(-bits)); }
+  FUSESTEP_HD friend void mul_wide(std::uint32_t a, Vec b, Vec& high, Vec& low) {
+    const uint32x4_t front = vreinterpretq_u32_u64(vmull_n_u32(vget_low_u32(b.v), a));
+    const uint32x4_t back = vreinterpretq_u32_u64(vmull_high_n_u32(b.v, a));
+    high = vuzp2q_u32(front, back);
+    low = vuzp1q_u32(front, back);
+  }
+
+  FUSESTEP_HD static void store_numbers(std::uint16_t* p, Vec a, Vec b, Vec c, Vec d) {
+    std::uint32_t words[4 * kWidth];
+    vst4q_u32(words, {{a.v, b.v, c.v, d.v}});
+    memcpy(p, words, sizeof words);
+  }
+};
+
+FUSESTEP_HD Vec<float> keep(Vec<float> x, Vec<std::uint32_t> number, Vec<std::uint32_t> threshold) {
+  return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(x.v), vcgeq_u32(number.v, threshold.v)));
+}
+FUSESTEP_HD Vec<float> keep(Vec<float> x, const std::uint16_t* numbers, std::uint16_t threshold) {
+  return keep(x, Vec<std::uint32_t>(vmovl_u16(vld1_u16(numbers))), Vec<std::uint32_t>(threshold));
+}
+FUSESTEP_HD Vec<double> keep(Vec<double> x, const std::uint16_t* numbers, std::uint16_t threshold) {
+  const std::uint64_t lanes[] = {numbers[0], numbers[1]};
+  const uint64x2_t kept = vcgeq_u64(vld1q_u64(lanes), vdupq_n_u64(threshold));
+  return vreinterpretq_f64_u64(vandq_u64(vreinterpretq_u64_f64(x.v), kept));
+}
+
 }  // namespace
 }  // namespace fusestep::FUSESTEP_ISA

@@ -6,6 +6,7 @@
 
 #include "math/hd.h"
 #include "math/lowp.h"
+#include "math/philox.h"
 
 namespace fusestep::FUSESTEP_ISA {
 namespace {
@@ -37,6 +38,46 @@ struct Vec {
   FUSESTEP_HD friend Vec max(Vec a, Vec b) { return fusestep::max(a.v, b.v); }
   FUSESTEP_HD friend Vec min(Vec a, Vec b) { return fusestep::min(a.v, b.v); }
 };
+
+// Words for Philox: kWidth of them beside the kWidth floats, with ^ & | +, shifts and mul_wide of math/philox.h.
+template <>
+struct Vec<std::uint32_t> {
+  static constexpr int kWidth = 1;
+  std::uint32_t v;
+
+  Vec() = default;
+  FUSESTEP_HD Vec(std::uint32_t x) : v(x) {}
+
+  FUSESTEP_HD static Vec load(const std::uint32_t* p) { return *p; }
+  FUSESTEP_HD void store(std::uint32_t* p) const { *p = v; }
+  // first, first + 1, ...
+  FUSESTEP_HD static Vec iota(std::uint32_t first) { return first; }
+
+  FUSESTEP_HD friend Vec operator+(Vec a, Vec b) { return a.v + b.v; }
+  FUSESTEP_HD friend Vec operator^(Vec a, Vec b) { return a.v ^ b.v; }
+  FUSESTEP_HD friend Vec operator&(Vec a, Vec b) { return a.v & b.v; }
+  FUSESTEP_HD friend Vec operator|(Vec a, Vec b) { return a.v | b.v; }
+  FUSESTEP_HD friend Vec operator<<(Vec a, int bits) { return a.v << bits; }
+  FUSESTEP_HD friend Vec operator>>(Vec a, int bits) { return a.v >> bits; }
+  FUSESTEP_HD friend void mul_wide(std::uint32_t a, Vec b, Vec& high, Vec& low) {
+    fusestep::mul_wide(a, b.v, high.v, low.v);
+  }
+
+  // Each lane holds the four words of one Philox call. Its eight 16-bit numbers go to p + 8 * lane.
+  FUSESTEP_HD static void store_numbers(std::uint16_t* p, Vec a, Vec b, Vec c, Vec d) {
+    const std::uint32_t words[] = {a.v, b.v, c.v, d.v};
+    for (int i = 0; i < 8; ++i) p[i] = static_cast<std::uint16_t>(words[i / 2] >> (i % 2 * 16));
+  }
+};
+
+// x where its number is not below the threshold, else 0.
+FUSESTEP_HD Vec<float> keep(Vec<float> x, Vec<std::uint32_t> number, Vec<std::uint32_t> threshold) {
+  return number.v >= threshold.v ? x.v : 0.0f;
+}
+template <class T>
+FUSESTEP_HD Vec<T> keep(Vec<T> x, const std::uint16_t* numbers, std::uint16_t threshold) {
+  return *numbers >= threshold ? x.v : T(0);
+}
 
 }  // namespace
 }  // namespace fusestep::FUSESTEP_ISA
