@@ -1,4 +1,5 @@
-// The table of functions that every backend fills (each CPU instruction set does; CUDA will), and the jobs they run on.
+// What a backend is: a table of functions, one for each operation, on jobs that are checked and laid out already. The
+// CPU (cpu_backend.cpp) and CUDA (cuda/) each fill one; dispatch.cpp picks by the device of the tensors.
 //
 // A job is a list of tensors laid end to end as one line of elements, cut into slices of kSliceElements. A slice is the
 // unit of work: it may hold a thousand small tensors or a piece of a large one, so a list of small tensors costs what
@@ -7,8 +8,12 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
+#include <vector>
 
+#include "clip_options.h"
 #include "math/clip.h"
+#include "math/norm.h"
 #include "math/optim/all.h"
 #include "view.h"
 
@@ -35,12 +40,16 @@ struct UpdateTensor {
   std::int64_t coefficients;    // byte offset into the job's coefficients
 };
 
-struct UpdateJob {
-  const UpdateTensor* tensors;  // [num_tensors], then one more whose begin is the end of the line
-  std::int64_t num_tensors;
-  std::int64_t numel;
-  const unsigned char* coefficients;  // Update::Coefficients<T>, one for each distinct (group, step)
-  GradTransform<double> transform;
+// The dtypes of (parameter, gradient) that updates are compiled for.
+enum class DTypePair { f32_f32, f32_bf16, f32_f16, f64_f64 };
+inline constexpr int kDTypePairs = 4;
+
+// Tensors that one kernel serves with one sign of the gradient.
+struct UpdateBatch {
+  int variant;  // in UpdateVariants
+  DTypePair dtypes;
+  bool maximize;
+  std::vector<UpdateTensor> tensors;  // and one more, whose begin is the end of the line
 };
 
 // One tensor that is read (norm) or rewritten (scale, clamp).
@@ -59,27 +68,39 @@ struct GradJob {
 
 constexpr std::int64_t slices(std::int64_t numel) { return (numel + kSliceElements - 1) / kSliceElements; }
 
-enum class NormKind { one, two, inf };
+// A step of an optimizer; without batches it is clipping alone.
+struct StepJob {
+  const char* operation;
+  std::vector<UpdateBatch> batches;
+  std::vector<unsigned char> coefficients;  // Update::Coefficients<T>, one for each distinct (group, step)
+  GradJob grads;                            // filled where the clipping needs the norm or rewrites
+  Clipping clipping;
+  std::vector<TensorView> step_counts;  // 0-dim: those that go up by one when the step is applied
+};
 
-// The dtypes of (parameter, gradient) that updates are compiled for.
-enum class DTypePair { f32_f32, f32_bf16, f32_f16, f64_f64 };
-inline constexpr int kDTypePairs = 4;
+struct StepResult {
+  std::optional<double> norm;  // before clipping, where clipping or on_nonfinite needed it
+  bool applied;
+};
+
+// Where and when the work runs; on the CPU at once, by the calling thread and those that help it.
+struct Stream {
+  Device device{kDeviceCpu, 0};
+  void* handle = nullptr;  // CUDA's
+  bool wait = false;       // nobody else orders work after this stream: return when it is done
+};
 
 struct Backend {
   const char* name;
 
-  // update[variant][DTypePair]: one slice of an optimizer step.
-  void (*update[UpdateVariants::size][kDTypePairs])(const UpdateJob&, std::int64_t slice);
+  // Norm, clip, update, rewriting of the gradients, step counts. Throws NonfiniteNorm, with nothing changed.
+  StepResult (*step)(const StepJob&, const Stream&);
 
-  // norm[NormKind]: the slice's sum of |g|, sum of g^2 or max of |g|, in double.
-  double (*norm[3])(const GradJob&, std::int64_t slice);
+  // Over all elements of all tensors, in double: math/norm.h.
+  double (*norm)(const GradJob&, NormKind, const Stream&);
 
-  // One slice of g <- transform(g).
-  void (*transform)(const GradJob&, GradTransform<double>, std::int64_t slice);
-
-  // The floor that benchmarks compare with: elements [begin, end) of every array are read, those of the first
-  // `num_written` are written back, with one fma each and nothing else.
-  void (*stream)(float* const* arrays, int num_arrays, int num_written, std::int64_t begin, std::int64_t end);
+  // g <- transform(g)
+  void (*transform)(const GradJob&, GradTransform<double>, const Stream&);
 };
 
 }  // namespace fusestep

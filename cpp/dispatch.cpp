@@ -3,22 +3,25 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#include "cpu_backend.h"
+#include "cpu_kernels.h"
+
 namespace fusestep {
 
 // Each is the same sources compiled for one instruction set (CMakeLists.txt).
 namespace scalar {
-Backend make_backend();
+CpuKernels make_kernels();
 }
 #if defined(__x86_64__)
 namespace avx2 {
-Backend make_backend();
+CpuKernels make_kernels();
 }
 namespace avx512 {
-Backend make_backend();
+CpuKernels make_kernels();
 }
 #elif defined(__aarch64__)
 namespace neon {
-Backend make_backend();
+CpuKernels make_kernels();
 }
 #endif
 
@@ -27,24 +30,24 @@ namespace {
 struct Level {
   const char* name;
   bool (*supported)();
-  Backend (*make)();
+  CpuKernels (*make)();
 };
 
 // From the lowest to the highest.
 const Level kLevels[] = {
-    {"scalar", [] { return true; }, scalar::make_backend},
+    {"scalar", [] { return true; }, scalar::make_kernels},
 #if defined(__x86_64__)
     {"avx2",
      [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); },
-     avx2::make_backend},
+     avx2::make_kernels},
     {"avx512",
      [] {
        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
      },
-     avx512::make_backend},
+     avx512::make_kernels},
 #elif defined(__aarch64__)
-    {"neon", [] { return true; }, neon::make_backend},
+    {"neon", [] { return true; }, neon::make_kernels},
 #endif
 };
 
@@ -68,11 +71,13 @@ const Level& wanted_level() {
   return *best;
 }
 
-Backend chosen;
+CpuKernels chosen;
 
 }  // namespace
 
 void choose_simd_level() { chosen = wanted_level().make(); }
+
+const CpuKernels& cpu_kernels() { return chosen; }
 
 const char* simd_level() { return chosen.name; }
 
@@ -83,7 +88,7 @@ std::vector<std::string> compiled_simd_levels() {
 }
 
 const Backend& backend_for(Device device, const Argument& argument) {
-  if (device.type == kDeviceCpu) return chosen;
+  if (device.type == kDeviceCpu) return kCpuBackend;
   refuse_value(argument, "an array in CPU memory", "one on a CUDA device",
                "This build has no CUDA backend (`fusestep info` lists what it has): move the tensors to the CPU.");
 }

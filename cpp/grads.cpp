@@ -1,14 +1,17 @@
 #include "grads.h"
 
-#include <cmath>
-
 #include "dispatch.h"
-#include "slices.h"
 
 namespace fusestep {
 
 void GradList::add(const TensorView& grad, const Argument& argument) {
-  backend_ = &backend_for(grad.device, argument);
+  const Backend& backend = backend_for(grad.device, argument);
+  if (backend_ == nullptr) {
+    backend_ = &backend;
+    device_ = grad.device;
+  } else if (grad.device != device_) {
+    refuse_value(argument, "the device of the first gradient", "another one", "Make one call for each device.");
+  }
   if (grad.numel == 0) return;
   const TensorView* const views[] = {&grad};
   const int operands[] = {0};
@@ -25,21 +28,23 @@ GradJob GradList::job() const {
   return {tensors_.data(), static_cast<std::int64_t>(tensors_.size()) - 1, tensors_.back().begin};
 }
 
-double GradList::norm(NormKind kind) const {
-  const GradJob job = this->job();
-  if (job.numel == 0) return 0;
-  std::vector<double> partial(static_cast<std::size_t>(slices(job.numel)));
-  const auto norm_slice = backend_->norm[static_cast<int>(kind)];
-  for_each_slice(job.numel, [&](std::int64_t s) { partial[static_cast<std::size_t>(s)] = norm_slice(job, s); });
-  // In the order of the slices, whoever computed them.
-  double total = 0;
-  for (const double p : partial) total = kind == NormKind::inf ? max(total, p) : total + p;
-  return kind == NormKind::two ? std::sqrt(total) : total;
+const Backend& GradList::backend() const {
+  return backend_ != nullptr ? *backend_ : backend_for(device_, {"gradients", "grads"});
 }
 
-void GradList::transform(GradTransform<double> transform) const {
-  const GradJob job = this->job();
-  for_each_slice(job.numel, [&](std::int64_t s) { backend_->transform(job, transform, s); });
+double GradList::norm(NormKind kind, const Stream& stream) const { return backend().norm(job(), kind, stream); }
+
+void GradList::transform(GradTransform<double> transform, const Stream& stream) const {
+  backend().transform(job(), transform, stream);
+}
+
+StepResult GradList::clip(const char* operation, const Clipping& clipping, const Stream& stream) const {
+  StepJob step{};
+  step.operation = operation;
+  step.clipping = clipping;
+  step.clipping.rewrite_grads = true;
+  step.grads = job();
+  return backend().step(step, stream);
 }
 
 }  // namespace fusestep

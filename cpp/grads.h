@@ -1,4 +1,4 @@
-// A list of gradients of any dtypes and layouts: its norm, and rewriting it in place.
+// A list of gradients of any dtypes and layouts, as a job: its norm, and rewriting it in place.
 #pragma once
 
 #include <vector>
@@ -14,15 +14,22 @@ class GradList {
   // The memory must stay until the list is gone.
   void add(const TensorView& grad, const Argument& argument);
 
-  // Over all elements of all tensors, in double. The same bits for any number of threads and any instruction set.
-  double norm(NormKind kind) const;
+  // Where all of them are: the CPU where there are none.
+  Device device() const { return device_; }
 
-  void transform(GradTransform<double> transform) const;
-
- private:
   GradJob job() const;
 
+  double norm(NormKind kind, const Stream& stream) const;
+  void transform(GradTransform<double> transform, const Stream& stream) const;
+
+  // Clips them in place.
+  StepResult clip(const char* operation, const Clipping& clipping, const Stream& stream) const;
+
+ private:
+  const Backend& backend() const;
+
   const Backend* backend_ = nullptr;
+  Device device_{kDeviceCpu, 0};
   std::vector<GradTensor> tensors_ = {GradTensor{}};  // the last one marks the end of the line
   LayoutStore layouts_;
 };

@@ -1,13 +1,10 @@
 #include "step.h"
 
 #include <cmath>
-#include <limits>
 #include <string>
 
 #include "check_view.h"
 #include "dispatch.h"
-#include "math/clip.h"
-#include "slices.h"
 
 namespace fusestep {
 
@@ -27,8 +24,6 @@ DTypePair pair_of(DType param, DType grad) {
   }
 }
 
-double infinity() { return std::numeric_limits<double>::infinity(); }
-
 }  // namespace
 
 NonfiniteNorm::NonfiniteNorm(const char* operation, double norm)
@@ -37,17 +32,17 @@ NonfiniteNorm::NonfiniteNorm(const char* operation, double norm)
                          ". Nothing was changed: look for the loss that overflowed, or leave such steps out with "
                          "on_nonfinite=\"skip\".") {}
 
-double Clipping::coefficient(double norm) const {
-  if (!max_grad_norm || std::isinf(*max_grad_norm)) return 1;  // infinity: only measured
-  return clip_factor ? threshold_coefficient(norm, *max_grad_norm, *clip_factor)
-                     : clip_coefficient(norm, *max_grad_norm);
-}
-
 void StepPlan::check(const StepTensor& tensor, const char* const* state_names, StateSet states, std::int64_t group,
                      std::int64_t index) {
   const TensorView& param = tensor.param;
   const Argument param_argument{operation_, "params", index, group};
-  backend_ = &backend_for(param.device, param_argument);
+  const Backend& backend = backend_for(param.device, param_argument);
+  if (backend_ == nullptr) {
+    backend_ = &backend;
+    device_ = param.device;
+  } else if (param.device != device_) {
+    refuse_value(param_argument, "the device of the first parameter", "another one", "Make one step for each device.");
+  }
   if (param.dtype != DType::float32 && param.dtype != DType::float64) {
     refuse_type(param_argument, "float32 or float64", name_of(param.dtype),
                 "Keep a float32 copy of the parameters: 16 bits are too few to add small updates to.");
@@ -63,7 +58,7 @@ void StepPlan::check(const StepTensor& tensor, const char* const* state_names, S
                                               : "float64 as its parameter is",
                 name_of(tensor.grad.dtype));
   }
-  if (clipping_.rewrite_grads) {
+  if (job_.clipping.rewrite_grads) {
     check_writable(tensor.grad, grad_argument);
     overlaps_.writes(tensor.grad, grad_argument);
   } else {
@@ -86,7 +81,7 @@ void StepPlan::check(const StepTensor& tensor, const char* const* state_names, S
     const Argument argument{operation_, "steps", index, group};
     check_writable(tensor.step_count, argument);
     overlaps_.writes(tensor.step_count, argument);
-    step_counts_.push_back(tensor.step_count);
+    job_.step_counts.push_back(tensor.step_count);
   }
 }
 
@@ -100,7 +95,7 @@ bool StepPlan::reuses_coefficients(const StepTensor& tensor, const void* options
 
 void StepPlan::push(int variant, bool maximize, const StepTensor& tensor, StateSet states, std::int64_t group,
                     std::int64_t index) {
-  Batch& batch = batch_for(variant, pair_of(tensor.param.dtype, tensor.grad.dtype), maximize);
+  UpdateBatch& batch = batch_for(variant, pair_of(tensor.param.dtype, tensor.grad.dtype), maximize);
   const TensorView* views[kMaxOperands] = {&tensor.param, &tensor.grad};
   int operands[kMaxOperands] = {0, 1};
   int num_views = 2;
@@ -119,54 +114,23 @@ void StepPlan::push(int variant, bool maximize, const StepTensor& tensor, StateS
   end.begin = update.begin + tensor.param.numel;
   batch.tensors.push_back(end);
 
-  if (clipping_.needs_norm() || clipping_.rewrite_grads) grads_.add(tensor.grad, {operation_, "grads", index, group});
+  if (job_.clipping.needs_norm() || job_.clipping.rewrite_grads)
+    grads_.add(tensor.grad, {operation_, "grads", index, group});
 }
 
-StepPlan::Batch& StepPlan::batch_for(int variant, DTypePair dtypes, bool maximize) {
-  for (Batch& batch : batches_) {
+UpdateBatch& StepPlan::batch_for(int variant, DTypePair dtypes, bool maximize) {
+  for (UpdateBatch& batch : job_.batches) {
     if (batch.variant == variant && batch.dtypes == dtypes && batch.maximize == maximize) return batch;
   }
-  batches_.push_back({variant, dtypes, maximize, {UpdateTensor{}}});
-  return batches_.back();
+  job_.batches.push_back({variant, dtypes, maximize, {UpdateTensor{}}});
+  return job_.batches.back();
 }
 
-StepResult StepPlan::run() {
-  StepResult result{std::nullopt, true};
-  double coefficient = 1;
-  if (clipping_.needs_norm()) {
-    const double norm = grads_.norm(clipping_.norm_kind) / clipping_.grad_scale;
-    result.norm = norm;
-    coefficient = clipping_.coefficient(norm);
-    if (!std::isfinite(norm) && clipping_.on_nonfinite == OnNonfinite::raise) {
-      throw NonfiniteNorm(operation_, norm);
-    }
-    if (!std::isfinite(norm) && clipping_.on_nonfinite == OnNonfinite::skip) {
-      result.applied = false;
-      return result;
-    }
-  }
-
-  const GradTransform<double> transform{coefficient / clipping_.grad_scale,
-                                        clipping_.max_grad_value.value_or(infinity())};
-  for (const Batch& batch : batches_) {
-    const UpdateJob job{batch.tensors.data(),
-                        static_cast<std::int64_t>(batch.tensors.size()) - 1,
-                        batch.tensors.back().begin,
-                        coefficients_.data(),
-                        {batch.maximize ? -transform.scale : transform.scale, transform.limit}};
-    const auto update_slice = backend_->update[batch.variant][static_cast<int>(batch.dtypes)];
-    for_each_slice(job.numel, [&](std::int64_t slice) { update_slice(job, slice); });
-  }
-  // After the update, which has to see the gradients unrounded.
-  if (clipping_.rewrite_grads) grads_.transform(transform);
-  for (const TensorView& count : step_counts_) {
-    if (count.dtype == DType::float32) {
-      *static_cast<float*>(count.data) += 1;
-    } else {
-      *static_cast<double*>(count.data) += 1;
-    }
-  }
-  return result;
+StepResult StepPlan::run(const Stream& stream) {
+  // Without parameters there is nothing to do but to say what the norm of nothing is.
+  const Backend& backend = backend_ != nullptr ? *backend_ : backend_for(stream.device, {operation_, "params"});
+  job_.grads = grads_.job();
+  return backend.step(job_, stream);
 }
 
 }  // namespace fusestep

@@ -5,9 +5,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <optional>
-#include <stdexcept>
-#include <vector>
 
 #include "backend.h"
 #include "check.h"
@@ -16,28 +13,6 @@
 #include "overlap.h"
 
 namespace fusestep {
-
-enum class OnNonfinite { skip, raise, propagate };
-
-struct Clipping {
-  std::optional<double> max_grad_norm;
-  NormKind norm_kind = NormKind::two;
-  std::optional<double> clip_factor;     // the seed's rule instead of rescaling to max_grad_norm
-  std::optional<double> max_grad_value;  // clamps each element
-  OnNonfinite on_nonfinite = OnNonfinite::propagate;
-  double grad_scale = 1;
-  bool rewrite_grads = false;
-
-  bool needs_norm() const { return max_grad_norm.has_value() || on_nonfinite != OnNonfinite::propagate; }
-
-  // What unscaled gradients of this norm are multiplied by.
-  double coefficient(double norm) const;
-};
-
-struct StepResult {
-  std::optional<double> norm;  // before clipping, where clipping or on_nonfinite needed it
-  bool applied;
-};
 
 // One parameter of a group.
 struct StepTensor {
@@ -48,17 +23,15 @@ struct StepTensor {
   double step = 1;                // 1-based number of this step
 };
 
-// Thrown under OnNonfinite::raise (Python's RuntimeError), with nothing changed.
-struct NonfiniteNorm : std::runtime_error {
-  NonfiniteNorm(const char* operation, double norm);
-};
-
 class StepPlan {
  public:
   // Of one parameter: itself, its gradient, its states, its step count.
   static constexpr std::size_t kMaxArrays = 3 + kMaxStates;
 
-  StepPlan(const char* operation, const Clipping& clipping) : operation_(operation), clipping_(clipping) {}
+  StepPlan(const char* operation, const Clipping& clipping) : operation_(operation) {
+    job_.operation = operation;
+    job_.clipping = clipping;
+  }
 
   // Adds parameter `index` of group `group` (-1: the only group) under the optimizer O. Refuses what cannot be done.
   template <class O>
@@ -84,8 +57,11 @@ class StepPlan {
   // Refuses memory that is written and reached a second time. To be called after the last add.
   void check_overlaps() { overlaps_.check(); }
 
-  // Throws NonfiniteNorm, and nothing else.
-  StepResult run();
+  // Where all parameters are: the CPU where there are none.
+  Device device() const { return device_; }
+
+  // On a stream of that device. On the CPU it throws NonfiniteNorm and nothing else.
+  StepResult run(const Stream& stream);
 
   // The states that the options ask for.
   template <class O>
@@ -94,14 +70,6 @@ class StepPlan {
   }
 
  private:
-  // Tensors that one kernel serves with one transform of the gradient.
-  struct Batch {
-    int variant;
-    DTypePair dtypes;
-    bool maximize;
-    std::vector<UpdateTensor> tensors;  // the last one marks the end of the line
-  };
-
   template <class O>
   static constexpr int first_variant() {
     int first = 0;
@@ -122,9 +90,9 @@ class StepPlan {
   template <class C>
   void push_coefficients(const C& coefficients) {
     const std::size_t rounded = (sizeof(C) + 15) / 16 * 16;
-    last_coefficients_ = coefficients_.size();
-    coefficients_.resize(coefficients_.size() + rounded);
-    std::memcpy(coefficients_.data() + last_coefficients_, &coefficients, sizeof(C));
+    last_coefficients_ = job_.coefficients.size();
+    job_.coefficients.resize(job_.coefficients.size() + rounded);
+    std::memcpy(job_.coefficients.data() + last_coefficients_, &coefficients, sizeof(C));
   }
 
   void check(const StepTensor& tensor, const char* const* state_names, StateSet states, std::int64_t group,
@@ -132,17 +100,15 @@ class StepPlan {
   bool reuses_coefficients(const StepTensor& tensor, const void* options);
   void push(int variant, bool maximize, const StepTensor& tensor, StateSet states, std::int64_t group,
             std::int64_t index);
-  Batch& batch_for(int variant, DTypePair dtypes, bool maximize);
+  UpdateBatch& batch_for(int variant, DTypePair dtypes, bool maximize);
 
   const char* operation_;
-  Clipping clipping_;
   const Backend* backend_ = nullptr;
-  std::vector<Batch> batches_;
-  std::vector<unsigned char> coefficients_;
+  Device device_{kDeviceCpu, 0};
+  StepJob job_;
   LayoutStore layouts_;
   GradList grads_;  // filled where the norm or rewriting needs it
   OverlapCheck overlaps_;
-  std::vector<TensorView> step_counts_;
 
   std::size_t last_coefficients_ = 0;
   const void* last_options_ = nullptr;

@@ -3,7 +3,7 @@
 
 #include <pybind11/pybind11.h>
 
-#include "step.h"
+#include "clip_options.h"
 
 namespace fusestep {
 

@@ -1,9 +1,7 @@
 // fusestep._core: norms of gradients and clipping.
 #include "grads.h"
 
-#include <cmath>
 #include <limits>
-#include <stdexcept>
 #include <string>
 
 #include "bindings/clipping.h"
@@ -13,7 +11,6 @@
 #include "bindings/tensor.h"
 #include "check_view.h"
 #include "overlap.h"
-#include "step.h"
 
 namespace fusestep {
 
@@ -38,6 +35,7 @@ class Grads {
   }
 
   const GradList& list() const { return list_; }
+  Stream stream() { return reader_.stream_of(list_.device()); }
 
  private:
   TensorReader reader_;
@@ -46,30 +44,28 @@ class Grads {
 
 double grad_norm(const std::string& operation, py::handle grads, py::handle norm_type) {
   const NormKind kind = read_norm_kind(norm_type, operation.c_str());
-  const Grads read(operation, grads, false);
+  Grads read(operation, grads, false);
+  const Stream stream = read.stream();
   const py::gil_scoped_release released;
-  return read.list().norm(kind);
+  return read.list().norm(kind, stream);
 }
 
 double clip_grad_norm(const std::string& operation, py::handle grads, const py::dict& options) {
-  const Clipping clipping = read_clipping(options, operation.c_str(), "max_norm");
-  const Grads read(operation, grads, true);
+  Clipping clipping = read_clipping(options, operation.c_str(), "max_norm");
+  if (!clipping.max_grad_norm) clipping.max_grad_norm = std::numeric_limits<double>::infinity();  // only measure
+  Grads read(operation, grads, true);
+  const Stream stream = read.stream();
   const py::gil_scoped_release released;
-  const double norm = read.list().norm(clipping.norm_kind);
-  if (!std::isfinite(norm) && clipping.on_nonfinite == OnNonfinite::raise) {
-    throw NonfiniteNorm(operation.c_str(), norm);
-  }
-  const double coefficient = clipping.coefficient(norm);
-  if (coefficient != 1) read.list().transform({coefficient, std::numeric_limits<double>::infinity()});
-  return norm;
+  return *read.list().clip(operation.c_str(), clipping, stream).norm;
 }
 
 void clip_grad_value(const std::string& operation, py::handle grads, py::handle clip_value) {
   const Argument argument{operation.c_str(), "clip_value"};
   const double limit = read_number(clip_value, Range::not_negative, argument);
-  const Grads read(operation, grads, true);
+  Grads read(operation, grads, true);
+  const Stream stream = read.stream();
   const py::gil_scoped_release released;
-  read.list().transform({1, limit});
+  read.list().transform({1, limit}, stream);
 }
 
 }  // namespace

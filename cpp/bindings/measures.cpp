@@ -7,7 +7,7 @@
 #include "bindings/lists.h"
 #include "bindings/tensor.h"
 #include "check_view.h"
-#include "dispatch.h"
+#include "cpu_kernels.h"
 #include "slices.h"
 #include "view_layout.h"
 
@@ -48,7 +48,6 @@ void stream_floor(const py::list& lists) {
     }
   }
   const std::int64_t total = ends.empty() ? 0 : ends.back();
-  const Backend& backend = backend_for({kDeviceCpu, 0}, argument);
   const py::gil_scoped_release released;
   for_each_slice(total, [&](std::int64_t slice) {
     const std::int64_t from = slice * kSliceElements;
@@ -58,7 +57,7 @@ void stream_floor(const py::list& lists) {
       const std::int64_t begin = i == 0 ? 0 : ends[i - 1];
       const std::int64_t first = std::max(from, begin) - begin;
       const std::int64_t last = std::min(to, ends[i]) - begin;
-      backend.stream(tensors[i].data(), num_arrays, num_arrays - 1, first, last);
+      cpu_kernels().stream(tensors[i].data(), num_arrays, num_arrays - 1, first, last);
     }
   });
 }

@@ -117,10 +117,11 @@ py::tuple optimizer_step(const char* operation, const py::list& groups, const py
     add_group<O>(plan, reader, group, options.back(), operation, group_index);
   }
   plan.check_overlaps();
+  const Stream stream = reader.stream_of(plan.device());
   StepResult result;
   {
     const py::gil_scoped_release released;
-    result = plan.run();
+    result = plan.run(stream);
   }
   return py::make_tuple(result.norm, result.applied);
 }

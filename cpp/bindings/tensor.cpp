@@ -282,6 +282,26 @@ TensorView TensorReader::read(py::handle array, const Argument& argument) {
   }
 }
 
+Stream TensorReader::stream_of(Device device) {
+  if (device.type == kDeviceCpu) return {device, nullptr, false};
+  Stream stream{device, nullptr, true};
+  bool all_say = true;
+  for (const Producer& producer : producers_) {
+    void* handle = nullptr;
+    if (producer.current_work_stream == nullptr) {
+      // NumPy has nothing on a device.
+      all_say = all_say && (producer.kind == Producer::numpy || producer.kind == Producer::numpy_masked);
+    } else if (producer.current_work_stream(device.type, device.index, &handle) == 0) {
+      stream.handle = handle;
+      stream.wait = false;
+    } else {
+      throw py::error_already_set();
+    }
+  }
+  stream.wait = stream.wait || !all_say;
+  return stream;
+}
+
 TensorReader::Producer& TensorReader::producer_of(PyTypeObject* type) {
   if (last_producer_ < producers_.size() && producers_[last_producer_].type == type) return producers_[last_producer_];
   for (std::size_t i = 0; i < producers_.size(); ++i) {
@@ -294,7 +314,7 @@ TensorReader::Producer& TensorReader::producer_of(PyTypeObject* type) {
 }
 
 TensorReader::Producer& TensorReader::add_producer(PyTypeObject* type) {
-  Producer producer{type, Producer::other, nullptr, nullptr};
+  Producer producer{type, Producer::other, nullptr, nullptr, nullptr};
   const py::handle handle(reinterpret_cast<PyObject*>(type));
   auto* ndarray = reinterpret_cast<PyTypeObject*>(py::detail::npy_api::get().PyArray_Type_);
   if (type == ndarray) {
@@ -304,6 +324,7 @@ TensorReader::Producer& TensorReader::add_producer(PyTypeObject* type) {
   } else if (const dlpack::ExchangeApi* api = exchange_api_of(handle)) {
     producer.kind = Producer::exchange_api;
     producer.tensor_from_object = api->tensor_from_object;
+    producer.current_work_stream = api->current_work_stream;
   }
   producers_.push_back(producer);
   Py_INCREF(type);

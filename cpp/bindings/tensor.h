@@ -6,6 +6,7 @@
 #include <memory_resource>
 #include <vector>
 
+#include "../backend.h"
 #include "../check.h"
 #include "../view.h"
 #include "dlpack.h"
@@ -31,13 +32,19 @@ class TensorReader {
   //                arrays that only export copies
   TensorView read(pybind11::handle array, const Argument& argument);
 
+  // The stream for work on what was read on `device`: the one on which its producer works at this moment. A producer
+  // that does not say gets the default stream, which DLPack's rules have made wait for its work, and a call that
+  // waits.
+  Stream stream_of(Device device);
+
  private:
   // What the type of an array says about how to read it.
   struct Producer {
     PyTypeObject* type;
     enum Kind { exchange_api, numpy, numpy_masked, other } kind;
-    int (*tensor_from_object)(void*, dlpack::Tensor*);  // exchange_api
-    PyObject* is_neg;                                   // torch's method: null until asked for, None if there is none
+    int (*tensor_from_object)(void*, dlpack::Tensor*);               // exchange_api
+    int (*current_work_stream)(std::int32_t, std::int32_t, void**);  // exchange_api; may be null
+    PyObject* is_neg;  // torch's method: null until asked for, None if there is none
   };
 
   // The types met in this call. A call meets two or three, so nothing is kept between calls: no lock, no state of the

@@ -5,39 +5,10 @@
 namespace fusestep::FUSESTEP_ISA {
 namespace {
 
-// Norms accumulate in double: squares of floats are exact there and cannot overflow, and reading memory is slower than
-// converting. Element i of a piece goes to lane i % 32 on every instruction set, and lanes are added in one order: the
-// same bits everywhere.
-constexpr int kLanes = 32;
-
-struct NormOne {
-  template <class V>
-  FUSESTEP_HD static V accumulate(V total, V x) {
-    return total + abs(x);
-  }
-  FUSESTEP_HD static double combine(double a, double b) { return a + b; }
-};
-
-struct NormTwo {
-  template <class V>
-  FUSESTEP_HD static V accumulate(V total, V x) {
-    return fma(x, x, total);
-  }
-  FUSESTEP_HD static double combine(double a, double b) { return a + b; }
-};
-
-struct NormInf {
-  template <class V>
-  FUSESTEP_HD static V accumulate(V total, V x) {
-    return max(total, abs(x));
-  }
-  FUSESTEP_HD static double combine(double a, double b) { return max(a, b); }
-};
-
 template <class Norm>
 class Lanes {
   using V = Vec<double>;
-  static constexpr int kVectors = kLanes / V::kWidth;
+  static constexpr int kVectors = kNormLanes / V::kWidth;
 
  public:
   FUSESTEP_HD Lanes() {
@@ -49,12 +20,12 @@ class Lanes {
     V total[kVectors];
     for (int k = 0; k < kVectors; ++k) total[k] = total_[k];
     std::int64_t i = 0;
-    for (; i + kLanes <= count; i += kLanes) {
+    for (; i + kNormLanes <= count; i += kNormLanes) {
       for (int k = 0; k < kVectors; ++k) total[k] = Norm::accumulate(total[k], V::load(grad + i + k * V::kWidth));
     }
     if (i < count) {
       // Zeros add nothing to any of the norms.
-      G rest[kLanes] = {};
+      G rest[kNormLanes] = {};
       memcpy(rest, grad + i, static_cast<std::size_t>(count - i) * sizeof(G));
       for (int k = 0; k < kVectors; ++k) total[k] = Norm::accumulate(total[k], V::load(rest + k * V::kWidth));
     }
@@ -62,9 +33,9 @@ class Lanes {
   }
 
   FUSESTEP_HD double combined() const {
-    double lanes[kLanes];
+    double lanes[kNormLanes];
     for (int k = 0; k < kVectors; ++k) total_[k].store(lanes + k * V::kWidth);
-    for (int half = kLanes / 2; half > 0; half /= 2) {
+    for (int half = kNormLanes / 2; half > 0; half /= 2) {
       for (int i = 0; i < half; ++i) lanes[i] = Norm::combine(lanes[i], lanes[i + half]);
     }
     return lanes[0];
@@ -151,11 +122,11 @@ void transform_slice(const GradJob& job, GradTransform<double> transform, std::i
 
 }  // namespace
 
-void fill_grads(Backend& backend) {
-  backend.norm[static_cast<int>(NormKind::one)] = norm_slice<NormOne>;
-  backend.norm[static_cast<int>(NormKind::two)] = norm_slice<NormTwo>;
-  backend.norm[static_cast<int>(NormKind::inf)] = norm_slice<NormInf>;
-  backend.transform = transform_slice;
+void fill_grads(CpuKernels& kernels) {
+  kernels.norm[static_cast<int>(NormKind::one)] = norm_slice<NormOne>;
+  kernels.norm[static_cast<int>(NormKind::two)] = norm_slice<NormTwo>;
+  kernels.norm[static_cast<int>(NormKind::inf)] = norm_slice<NormInf>;
+  kernels.transform = transform_slice;
 }
 
 }  // namespace fusestep::FUSESTEP_ISA

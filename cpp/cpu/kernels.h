@@ -1,14 +1,14 @@
 // What the files of one instruction set give each other. Everything else in them has internal linkage.
 #pragma once
 
-#include "backend.h"
+#include "cpu_kernels.h"
 
 namespace fusestep::FUSESTEP_ISA {
 
-void fill_updates(Backend& backend);
-void fill_grads(Backend& backend);
-void fill_stream(Backend& backend);
+void fill_updates(CpuKernels& kernels);
+void fill_grads(CpuKernels& kernels);
+void fill_stream(CpuKernels& kernels);
 
-Backend make_backend();
+CpuKernels make_kernels();
 
 }  // namespace fusestep::FUSESTEP_ISA

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "backend.h"
+#include "cpu_kernels.h"
 #include "simd/vec.h"
 
 namespace fusestep::FUSESTEP_ISA {

@@ -36,6 +36,6 @@ void stream(float* const* arrays, int num_arrays, int num_written, std::int64_t 
 
 }  // namespace
 
-void fill_stream(Backend& backend) { backend.stream = stream; }
+void fill_stream(CpuKernels& kernels) { kernels.stream = stream; }
 
 }  // namespace fusestep::FUSESTEP_ISA

@@ -124,10 +124,10 @@ void update_slice(const UpdateJob& job, std::int64_t slice) {
 
 }  // namespace
 
-void fill_updates(Backend& backend) {
+void fill_updates(CpuKernels& kernels) {
   int variant = 0;
   for_each_type(UpdateVariants{}, [&]<class Update>(TypeList<Update>) {
-    auto& row = backend.update[variant++];
+    auto& row = kernels.update[variant++];
     row[static_cast<int>(DTypePair::f32_f32)] = update_slice<Update, float, float>;
     row[static_cast<int>(DTypePair::f32_bf16)] = update_slice<Update, float, BFloat16>;
     row[static_cast<int>(DTypePair::f32_f16)] = update_slice<Update, float, Float16>;

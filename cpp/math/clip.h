@@ -29,4 +29,22 @@ struct GradTransform {
   }
 };
 
+// What the clipping options make of a norm.
+struct ClipRule {
+  double max_norm;  // infinity: only measured
+  double factor;
+  bool by_factor;  // multiply by `factor` above max_norm, instead of scaling down to it
+  double limit;    // of each element
+
+  // What unscaled gradients of this norm are multiplied by.
+  FUSESTEP_HD double coefficient(double norm) const {
+    if (max_norm > 1.7976931348623157e308) return 1;
+    return by_factor ? threshold_coefficient(norm, max_norm, factor) : clip_coefficient(norm, max_norm);
+  }
+
+  FUSESTEP_HD GradTransform<double> transform(double norm, double grad_scale) const {
+    return {coefficient(norm) / grad_scale, limit};
+  }
+};
+
 }  // namespace fusestep

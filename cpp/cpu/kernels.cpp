@@ -6,13 +6,13 @@
 
 namespace fusestep::FUSESTEP_ISA {
 
-Backend make_backend() {
-  Backend backend{};
-  backend.name = FUSESTEP_TEXT(FUSESTEP_ISA);
-  fill_updates(backend);
-  fill_grads(backend);
-  fill_stream(backend);
-  return backend;
+CpuKernels make_kernels() {
+  CpuKernels kernels{};
+  kernels.name = FUSESTEP_TEXT(FUSESTEP_ISA);
+  fill_updates(kernels);
+  fill_grads(kernels);
+  fill_stream(kernels);
+  return kernels;
 }
 
 }  // namespace fusestep::FUSESTEP_ISA
