@@ -13,6 +13,7 @@
 
 #include "clip_options.h"
 #include "math/clip.h"
+#include "math/dropout.h"
 #include "math/norm.h"
 #include "math/optim/all.h"
 #include "view.h"
@@ -66,6 +67,17 @@ struct GradJob {
   std::int64_t numel;
 };
 
+// Plain dropout of one tensor. Elements are counted in C order, whatever the layout.
+struct DropoutJob {
+  const void* input;
+  const void* residual;         // nullptr: there is none to add
+  void* out;                    // may be input or residual
+  const StridedLayout* layout;  // of input, out and residual, in C order; nullptr: all are C-contiguous
+  std::int64_t numel;
+  DType dtype;
+  DropoutRule rule;
+};
+
 constexpr std::int64_t slices(std::int64_t numel) { return (numel + kSliceElements - 1) / kSliceElements; }
 
 // A step of an optimizer; without batches it is clipping alone.
@@ -101,6 +113,9 @@ struct Backend {
 
   // g <- transform(g)
   void (*transform)(const GradJob&, GradTransform<double>, const Stream&);
+
+  // out <- dropout(input), or residual + dropout(input)
+  void (*dropout)(const DropoutJob&, const Stream&);
 };
 
 }  // namespace fusestep

@@ -12,12 +12,12 @@ void check_writable(const TensorView& view, const Argument& argument) {
   }
 }
 
-void check_like(const TensorView& view, const TensorView& param, const Argument& argument) {
-  if (view.device != param.device) {
-    refuse_value(argument, "the device of its parameter", "another one", "Move both to one device.");
+void check_like(const TensorView& view, const TensorView& model, const Argument& argument, const std::string& whose) {
+  if (view.device != model.device) {
+    refuse_value(argument, "the device of " + whose, "another one", "Move both to one device.");
   }
-  if (!same_shape(view, param)) {
-    refuse_value(argument, "shape " + describe_shape(param) + " as its parameter has", describe_shape(view));
+  if (!same_shape(view, model)) {
+    refuse_value(argument, "shape " + describe_shape(model) + " as " + whose + " has", describe_shape(view));
   }
 }
 

@@ -60,8 +60,12 @@ StepResult step(const StepJob& job, const Stream& stream) {
   return result;
 }
 
+void dropout(const DropoutJob& job, const Stream& /*stream*/) {
+  for_each_slice(job.numel, [&](std::int64_t slice) { cpu_kernels().dropout(job, slice); });
+}
+
 }  // namespace
 
-const Backend kCpuBackend{"cpu", step, norm, rewrite};
+const Backend kCpuBackend{"cpu", step, norm, rewrite, dropout};
 
 }  // namespace fusestep

@@ -26,6 +26,9 @@ struct CpuKernels {
   // One slice of g <- transform(g).
   void (*transform)(const GradJob&, GradTransform<double>, std::int64_t slice);
 
+  // One slice of out <- dropout(input), or of out <- residual + dropout(input).
+  void (*dropout)(const DropoutJob&, std::int64_t slice);
+
   // The floor that benchmarks compare with: elements [begin, end) of every array are read, those of the first
   // `num_written` are written back, with one fma each and nothing else.
   void (*stream)(float* const* arrays, int num_arrays, int num_written, std::int64_t begin, std::int64_t end);

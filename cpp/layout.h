@@ -8,13 +8,16 @@
 
 namespace fusestep {
 
+// The order in which elements are walked: that in which the first operand lies in memory, or C order.
+enum class Walk { memory, c_order };
+
 // Keeps the layouts of a job at addresses that stay.
 class LayoutStore {
  public:
-  // `views` have the same shape; the first is the one whose memory order is followed, and views[k] is the kernel's
-  // operand operands[k]. nullptr: all are flat and lie alike, so that element i of each is data[i].
+  // `views` have the same shape, and views[k] is the kernel's operand operands[k]. nullptr: all lie alike and flat in
+  // that order, so that element i of each is data[i].
   const StridedLayout* layout_of(const TensorView* const* views, const int* operands, int num_views,
-                                 const Argument& argument);
+                                 const Argument& argument, Walk walk = Walk::memory);
 
  private:
   std::deque<StridedLayout> layouts_;

@@ -21,5 +21,6 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   bind_runtime(m);
   bind_optim(m);
   bind_grads(m);
+  bind_dropout(m);
   bind_measures(m);
 }

@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 
 #include <cmath>
+#include <cstdint>
 #include <string>
 
 #include "check.h"
@@ -38,6 +39,31 @@ inline double read_number(py::handle value, Range range, const Argument& argumen
 inline bool read_bool(py::handle value, const Argument& argument) {
   if (!PyBool_Check(value.ptr())) refuse_type(argument, "True or False", text_of(value));
   return value.ptr() == Py_True;
+}
+
+// Anything with __index__ from 0 to `most`: an int, a NumPy integer.
+inline std::uint64_t read_unsigned(py::handle value, std::uint64_t most, const Argument& argument) {
+  const std::string expected = "an int from 0 to " + std::to_string(most);
+  const auto index = py::reinterpret_steal<py::object>(PyNumber_Index(value.ptr()));
+  if (!index) {
+    PyErr_Clear();
+    refuse_type(argument, expected, text_of(value));
+  }
+  const std::uint64_t number = PyLong_AsUnsignedLongLong(index.ptr());
+  if (number == static_cast<std::uint64_t>(-1) && PyErr_Occurred() != nullptr) {
+    PyErr_Clear();  // negative, or beyond 64 bits
+    refuse_value(argument, expected, text_of(value));
+  }
+  if (number > most) refuse_value(argument, expected, text_of(value));
+  return number;
+}
+
+// The numbers that choose a dropout mask.
+inline std::uint64_t read_seed(py::handle value, const char* operation) {
+  return read_unsigned(value, UINT64_MAX, {operation, "seed"});
+}
+inline std::uint32_t read_offset(py::handle value, const char* operation) {
+  return static_cast<std::uint32_t>(read_unsigned(value, UINT32_MAX, {operation, "offset"}));
 }
 
 // Reads one option of each type that a table may hold.

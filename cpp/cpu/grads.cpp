@@ -92,16 +92,6 @@ double norm_slice(const GradJob& job, std::int64_t slice) {
   return lanes.combined();
 }
 
-// The type that a gradient's arithmetic is done in.
-template <class G>
-struct Wide {
-  using type = float;
-};
-template <>
-struct Wide<double> {
-  using type = double;
-};
-
 void transform_slice(const GradJob& job, GradTransform<double> transform, std::int64_t slice) {
   for_each_piece(job, slice, [&](const GradTensor& tensor, std::int64_t first, std::int64_t count) {
     for_each_flat_of_any_dtype<true>(tensor, first, count, [&]<class G>(G* grad, std::int64_t n) {

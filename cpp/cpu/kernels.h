@@ -7,6 +7,7 @@ namespace fusestep::FUSESTEP_ISA {
 
 void fill_updates(CpuKernels& kernels);
 void fill_grads(CpuKernels& kernels);
+void fill_dropout(CpuKernels& kernels);
 void fill_stream(CpuKernels& kernels);
 
 CpuKernels make_kernels();

@@ -36,6 +36,17 @@ FUSESTEP_HD std::uint32_t dropout_number(const PhiloxWords<std::uint32_t>& words
   return words.word[i / 2] >> (i % 2 * 16) & 0xffffu;
 }
 
+// Plain dropout of an element, and with a residual added; `kept` is the element, or 0 where it is dropped. V: a number
+// or a vector of them.
+template <class V>
+FUSESTEP_HD V dropout_value(V kept, V scale) {
+  return kept * scale;
+}
+template <class V>
+FUSESTEP_HD V dropout_value(V kept, V scale, V residual) {
+  return fma(kept, scale, residual);
+}
+
 FUSESTEP_HD PhiloxWords<std::uint32_t> attention_dropout_words(const DropoutRule& rule, std::int64_t key,
                                                                std::int64_t query, std::int64_t batch_head) {
   return philox<std::uint32_t>({{static_cast<std::uint32_t>(key / kDropoutGroup), static_cast<std::uint32_t>(query),

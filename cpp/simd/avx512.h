@@ -111,12 +111,8 @@ struct Vec<std::uint32_t> {
   FUSESTEP_HD friend Vec operator^(Vec a, Vec b) { return _mm512_xor_si512(a.v, b.v); }
   FUSESTEP_HD friend Vec operator&(Vec a, Vec b) { return _mm512_and_si512(a.v, b.v); }
   FUSESTEP_HD friend Vec operator|(Vec a, Vec b) { return _mm512_or_si512(a.v, b.v); }
-  FUSESTEP_HD friend Vec operator<<(Vec a, int bits) {
-    return _mm512_slli_epi32(a.v, static_cast<unsigned>(bits));
-  }
-  FUSESTEP_HD friend Vec operator>>(Vec a, int bits) {
-    return _mm512_srli_epi32(a.v, static_cast<unsigned>(bits));
-  }
+  FUSESTEP_HD friend Vec operator<<(Vec a, int bits) { return _mm512_slli_epi32(a.v, static_cast<unsigned>(bits)); }
+  FUSESTEP_HD friend Vec operator>>(Vec a, int bits) { return _mm512_srli_epi32(a.v, static_cast<unsigned>(bits)); }
   // The instruction multiplies the even lanes; the odd ones go through it shifted down.
   FUSESTEP_HD friend void mul_wide(std::uint32_t a, Vec b, Vec& high, Vec& low) {
     const __m512i factor = Vec(a).v;

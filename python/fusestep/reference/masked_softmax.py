@@ -92,7 +92,8 @@ def softmax(
 def lowest_score(like: ArrayLike) -> float:
     """The lowest finite score: what lies below is -inf.
 
-    The kernels work with score * log2(e), in float64 for float64 and in float32 for the rest. Most libraries write finfo.min where they mean -inf; so it has the same effect.
+    The kernels work with score * log2(e), in float64 for float64 and in float32 for the rest. Most libraries write
+    finfo.min where they mean -inf; so it has the same effect.
     """
     arithmetic = np.float64 if np.asarray(like).dtype == np.float64 else np.float32
     return float(np.finfo(arithmetic).min) / math.log2(math.e)
@@ -103,9 +104,7 @@ def softmax_backward(grad_p: Array, p: Array) -> Array:
     return np.asarray(p * (grad_p - np.sum(grad_p * p, axis=-1, keepdims=True)))
 
 
-def visible(
-    shape: tuple[int, ...], causal: Causal, window: Window | None, key_lengths: ArrayLike | None
-) -> Array:
+def visible(shape: tuple[int, ...], causal: Causal, window: Window | None, key_lengths: ArrayLike | None) -> Array:
     """Which (batch, 1, query, key) the masks by position leave."""
     batch, _, queries, keys = shape
     key = np.arange(keys)
@@ -129,9 +128,7 @@ def diagonal(causal: Causal, queries: int, keys: Any) -> Any:
     return keys - queries if causal == "bottom_right" else 0
 
 
-def keep_factor(
-    shape: tuple[int, ...], p: float, seed: int, offset: int, first_batch: int = 0
-) -> Array | float:
+def keep_factor(shape: tuple[int, ...], p: float, seed: int, offset: int, first_batch: int = 0) -> Array | float:
     """What dropout multiplies the probabilities by: 0 or 1 / (1 - p)."""
     if p == 0:
         return 1.0
