@@ -1,23 +1,18 @@
-"""Fused operations on plain arrays: NumPy, PyTorch, and whatever else speaks DLPack; in place, without copies.
+"""One step of each optimizer over lists of arrays, and clipping.
 
-The optimizers are `adamw_`, `adam_`, `rmsprop_`, `adagrad_` and `sgd_`. Each makes one step over lists of arrays::
-
-    norm = ops.adamw_([p], [g], [exp_avg], [exp_avg_sq], step=1, lr=1e-3, max_grad_norm=1.0)
-
-Their hyperparameters, defaults and meanings are declared once, beside the formulas (cpp/math/optim/), and every
-function here is made from those declarations: `help(ops.adamw_)` shows them.
+The optimizers' hyperparameters, defaults and meanings are declared once, beside the formulas (cpp/math/optim/), and
+every function here is made from those declarations.
 """
 
 from __future__ import annotations
 
 import inspect
-import sys
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from fusestep import _core
 
-__all__ = ["clip_grad_norm_", "clip_grad_value_", "grad_norm"]
+from ._arrays import bump_versions
 
 CLIPPING: dict[str, Any] = {
     "max_grad_norm": None,
@@ -57,16 +52,6 @@ Raises:
 """
 
 
-def _bump_versions(arrays: Iterable[Any]) -> None:
-    """Tells autograd that these were changed: a backward that saved an earlier value then fails instead of lying."""
-    torch = sys.modules.get("torch")
-    if torch is None:
-        return
-    tensors = [a for a in arrays if isinstance(a, torch.Tensor) and not a.is_inference()]
-    if tensors:
-        torch.autograd.graph.increment_version(tensors)
-
-
 def _optimizer(name: str, description: _core._Optimizer) -> Callable[..., float | None]:
     """The function `{name}_` of an optimizer that `_core.optimizers()` describes."""
     operation = f"{name}_"
@@ -94,7 +79,7 @@ def _optimizer(name: str, description: _core._Optimizer) -> Callable[..., float 
             changed = [params, *(given[s] for s in states if given.get(s) is not None)]
             if given.get("rewrite_grads", False):
                 changed.append(grads)
-            _bump_versions(array for arrays in changed for array in arrays)
+            bump_versions(array for arrays in changed for array in arrays)
         return norm
 
     docs = description["option_docs"]
@@ -148,20 +133,16 @@ def clip_grad_norm_(
         "on_nonfinite": "raise" if error_if_nonfinite else "propagate",
     }
     norm = _core.clip_grad_norm_("clip_grad_norm_", grads, options)
-    _bump_versions(grads)
+    bump_versions(grads)
     return norm
 
 
 def clip_grad_value_(grads: Sequence[Any], clip_value: float) -> None:
     """Clamps each element of the arrays to [-clip_value, clip_value], in place. NaN stays NaN."""
     _core.clip_grad_value_("clip_grad_value_", grads, clip_value)
-    _bump_versions(grads)
+    bump_versions(grads)
 
 
-for _name, _description in _core.optimizers().items():
-    globals()[f"{_name}_"] = _optimizer(_name, _description)
-    __all__.append(f"{_name}_")
-
-if TYPE_CHECKING:  # for type checkers, which do not run the loop above
-
-    def __getattr__(name: str) -> Callable[..., float | None]: ...
+STEPS: dict[str, Callable[..., float | None]] = {
+    f"{name}_": _optimizer(name, description) for name, description in _core.optimizers().items()
+}

@@ -1,0 +1,63 @@
+"""What the operations need to know of arrays that the core does not: allocating results, telling autograd."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from fusestep._refusal import refuse
+
+
+def bump_versions(arrays: Iterable[Any]) -> None:
+    """Tells autograd that these were changed: a backward that saved an earlier value then fails instead of lying."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return
+    tensors = [a for a in arrays if isinstance(a, torch.Tensor) and not a.is_inference()]
+    if tensors:
+        torch.autograd.graph.increment_version(tensors)
+
+
+def shape_of(array: Any) -> tuple[int, ...]:
+    """() for what is no array: the core refuses it, and says how."""
+    return tuple(getattr(array, "shape", ()))
+
+
+def empty(operation: str, name: str, shape: tuple[int, ...], like: Any, *, for_sums: bool = False) -> Any:
+    """A new array of the kind, device and dtype of `like`; `for_sums`: float64 for float64, float32 for the rest."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(like, torch.Tensor):
+        dtype = like.dtype
+        if for_sums and dtype != torch.float64:
+            dtype = torch.float32
+        return torch.empty(shape, dtype=dtype, device=like.device)
+    if isinstance(like, np.ndarray) or not hasattr(like, "__dlpack__"):
+        dtype = like.dtype if isinstance(like, np.ndarray) else np.dtype(np.float32)
+        if for_sums and dtype != np.float64:
+            dtype = np.dtype(np.float32)
+        return np.empty(shape, dtype)
+    kind = type(like)
+    refuse(
+        operation,
+        name,
+        f"an array to write to beside a {kind.__module__}.{kind.__qualname__}",
+        "None",
+        "Results are allocated for NumPy arrays and torch tensors only.",
+        TypeError,
+    )
+
+
+def check_seed(operation: str, probability: Any, seed: Any) -> None:
+    """Refuses dropout without a seed."""
+    if seed is None and isinstance(probability, (int, float)) and probability > 0:
+        refuse(
+            operation,
+            "seed",
+            "an int beside a dropout probability above 0",
+            "None",
+            "The mask is a function of the arguments alone: choose a seed, and another one for each call.",
+            TypeError,
+        )
