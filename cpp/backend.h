@@ -11,6 +11,7 @@
 #include <optional>
 #include <vector>
 
+#include "attention_job.h"
 #include "clip_options.h"
 #include "math/clip.h"
 #include "math/dropout.h"
@@ -116,6 +117,9 @@ struct Backend {
 
   // out <- dropout(input), or residual + dropout(input)
   void (*dropout)(const DropoutJob&, const Stream&);
+
+  // Writes out and lse.
+  void (*attention_forward)(const AttentionJob&, const Stream&);
 };
 
 }  // namespace fusestep

@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "cpu_attention.h"
 #include "cpu_kernels.h"
 #include "slices.h"
 
@@ -66,6 +67,6 @@ void dropout(const DropoutJob& job, const Stream& /*stream*/) {
 
 }  // namespace
 
-const Backend kCpuBackend{"cpu", step, norm, rewrite, dropout};
+const Backend kCpuBackend{"cpu", step, norm, rewrite, dropout, cpu_attention_forward};
 
 }  // namespace fusestep

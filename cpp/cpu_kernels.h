@@ -29,6 +29,9 @@ struct CpuKernels {
   // One slice of out <- dropout(input), or of out <- residual + dropout(input).
   void (*dropout)(const DropoutJob&, std::int64_t slice);
 
+  // Query blocks [first, last) of a job's list: their rows of out and lse.
+  void (*attention_forward)(const AttentionJob&, std::int64_t first, std::int64_t last);
+
   // The floor that benchmarks compare with: elements [begin, end) of every array are read, those of the first
   // `num_written` are written back, with one fma each and nothing else.
   void (*stream)(float* const* arrays, int num_arrays, int num_written, std::int64_t begin, std::int64_t end);

@@ -6,14 +6,20 @@
 
 namespace fusestep {
 
-enum class DType : std::uint8_t { float32, float64, float16, bfloat16 };
+enum class DType : std::uint8_t { float32, float64, float16, bfloat16, int32, int64, boolean };
+
+constexpr bool is_float(DType dtype) { return dtype <= DType::bfloat16; }
 
 constexpr std::int64_t size_of(DType dtype) {
   switch (dtype) {
     case DType::float64:
+    case DType::int64:
       return 8;
     case DType::float32:
+    case DType::int32:
       return 4;
+    case DType::boolean:
+      return 1;
     default:
       return 2;
   }
@@ -27,8 +33,14 @@ constexpr const char* name_of(DType dtype) {
       return "float64";
     case DType::float16:
       return "float16";
-    default:
+    case DType::bfloat16:
       return "bfloat16";
+    case DType::int32:
+      return "int32";
+    case DType::int64:
+      return "int64";
+    default:
+      return "bool";
   }
 }
 

@@ -17,7 +17,12 @@ namespace py = pybind11;
 namespace {
 
 constexpr const char* kExpectedArray = "a dense float array (NumPy, torch or any with DLPack)";
-constexpr const char* kExpectedDtype = "a float32, float64, float16 or bfloat16 array";
+// By Dtypes.
+constexpr const char* kExpectedDtype[] = {
+    "a float32, float64, float16 or bfloat16 array",
+    "an int32 or int64 array",
+    "a bool, float32, float64, float16 or bfloat16 array",
+};
 constexpr const char* kConvertDtype = "Convert it to one of these first.";
 
 // The name of an attribute. CPython caches attributes of types by the address of the name: a fresh string for each
@@ -42,8 +47,19 @@ std::string describe_layout(PyObject* object) {
   return layout.starts_with("torch.") && layout != "torch.strided" ? " of layout " + layout : "";
 }
 
-[[noreturn]] void refuse_dtype(const Argument& argument, const std::string& got) {
-  refuse_type(argument, kExpectedDtype, got, kConvertDtype);
+bool accepts(Dtypes dtypes, DType dtype) {
+  switch (dtypes) {
+    case Dtypes::floats:
+      return is_float(dtype);
+    case Dtypes::integers:
+      return dtype == DType::int32 || dtype == DType::int64;
+    default:
+      return is_float(dtype) || dtype == DType::boolean;
+  }
+}
+
+[[noreturn]] void refuse_dtype(const Argument& argument, Dtypes dtypes, const std::string& got) {
+  refuse_type(argument, kExpectedDtype[static_cast<int>(dtypes)], got, kConvertDtype);
 }
 
 // Refuses an array whose own library raised, with that exception (which is set) as the cause of ours. What is not
@@ -139,6 +155,12 @@ bool to_dtype(dlpack::DataType dtype, DType& out) {
     out = DType::float64;
   } else if (dtype.code == dlpack::kFloat && dtype.bits == 16) {
     out = DType::float16;
+  } else if (dtype.code == dlpack::kInt && dtype.bits == 32) {
+    out = DType::int32;
+  } else if (dtype.code == dlpack::kInt && dtype.bits == 64) {
+    out = DType::int64;
+  } else if (dtype.code == dlpack::kBool && dtype.bits == 8) {
+    out = DType::boolean;
   } else {
     return false;
   }
@@ -180,9 +202,11 @@ void require_alignment(const TensorView& view, const Argument& argument) {
   }
 }
 
-TensorView to_view(const dlpack::Tensor& tensor, PyObject* object, const Argument& argument) {
+TensorView to_view(const dlpack::Tensor& tensor, PyObject* object, const Argument& argument, Dtypes dtypes) {
   TensorView view;
-  if (!to_dtype(tensor.dtype, view.dtype)) refuse_dtype(argument, name_of(tensor.dtype));
+  if (!to_dtype(tensor.dtype, view.dtype) || !accepts(dtypes, view.dtype)) {
+    refuse_dtype(argument, dtypes, name_of(tensor.dtype));
+  }
   if (tensor.device.type != kDeviceCpu && tensor.device.type != kDeviceCuda) {
     refuse_value(argument, "an array on a CPU or CUDA device", "one on " + name_of_device(tensor.device.type),
                  "Move it first.");
@@ -236,6 +260,14 @@ bool to_dtype(const py::dtype& dtype, DType& out) {
         break;
     }
   }
+  if (dtype.kind() == 'i' && (dtype.itemsize() == 4 || dtype.itemsize() == 8)) {
+    out = dtype.itemsize() == 4 ? DType::int32 : DType::int64;
+    return true;
+  }
+  if (dtype.kind() == 'b') {
+    out = DType::boolean;
+    return true;
+  }
   // NumPy itself has no bfloat16; ml_dtypes adds one.
   out = DType::bfloat16;
   return std::string(py::str(dtype.attr(interned("name")))) == "bfloat16";
@@ -265,20 +297,20 @@ TensorReader::~TensorReader() {
   }
 }
 
-TensorView TensorReader::read(py::handle array, const Argument& argument) {
+TensorView TensorReader::read(py::handle array, const Argument& argument, Dtypes dtypes) {
   PyObject* object = array.ptr();
   Producer& producer = producer_of(Py_TYPE(object));
   switch (producer.kind) {
     case Producer::exchange_api:
       keep(object);
-      return read_exchange_api(object, producer, argument);
+      return read_exchange_api(object, producer, argument, dtypes);
     case Producer::numpy:
       keep(object);
-      return read_numpy(object, argument);
+      return read_numpy(object, argument, dtypes);
     case Producer::numpy_masked:
       refuse_type(argument, "an array without a mask", "a " + name_of_type(object), "Pass its .data or .filled().");
     default:
-      return read_capsule(object, argument);
+      return read_capsule(object, argument, dtypes);
   }
 }
 
@@ -332,10 +364,11 @@ TensorReader::Producer& TensorReader::add_producer(PyTypeObject* type) {
   return producers_.back();
 }
 
-TensorView TensorReader::read_exchange_api(PyObject* object, Producer& producer, const Argument& argument) {
+TensorView TensorReader::read_exchange_api(PyObject* object, Producer& producer, const Argument& argument,
+                                           Dtypes dtypes) {
   dlpack::Tensor tensor;
   if (producer.tensor_from_object(object, &tensor) != 0) refuse_with_cause(argument, object);
-  const TensorView view = to_view(tensor, object, argument);
+  const TensorView view = to_view(tensor, object, argument, dtypes);
   if (may_be_imaginary(view) && is_negated_lazily(object, producer, argument)) {
     refuse_type(argument, kExpectedArray, "a " + name_of_type(object) + " that is negated lazily",
                 "Pass tensor.resolve_neg().");
@@ -355,11 +388,11 @@ bool TensorReader::is_negated_lazily(PyObject* object, Producer& producer, const
   return result.is(py::bool_(true));
 }
 
-TensorView TensorReader::read_numpy(PyObject* object, const Argument& argument) {
+TensorView TensorReader::read_numpy(PyObject* object, const Argument& argument, Dtypes dtypes) {
   const auto array = py::reinterpret_borrow<py::array>(object);
   const py::dtype dtype = array.dtype();
   TensorView view;
-  if (!to_dtype(dtype, view.dtype)) refuse_dtype(argument, py::str(dtype));
+  if (!to_dtype(dtype, view.dtype) || !accepts(dtypes, view.dtype)) refuse_dtype(argument, dtypes, py::str(dtype));
   if (!is_native(dtype.byteorder())) {
     refuse_type(argument, "an array in this machine's byte order", py::str(dtype),
                 "Convert it with array.astype(array.dtype.newbyteorder('=')).");
@@ -383,7 +416,7 @@ TensorView TensorReader::read_numpy(PyObject* object, const Argument& argument) 
   return view;
 }
 
-TensorView TensorReader::read_capsule(PyObject* object, const Argument& argument) {
+TensorView TensorReader::read_capsule(PyObject* object, const Argument& argument, Dtypes dtypes) {
   py::object array = py::reinterpret_borrow<py::object>(object);
   py::object capsule;
   bool asked_for_flags = true;
@@ -422,14 +455,14 @@ TensorView TensorReader::read_capsule(PyObject* object, const Argument& argument
       refuse_value(argument, "an array that exports its own memory",
                    "a " + name_of_type(object) + " that exports a copy");
     }
-    TensorView view = to_view(managed->tensor, object, argument);
+    TensorView view = to_view(managed->tensor, object, argument, dtypes);
     view.read_only = (managed->flags & dlpack::kReadOnly) != 0;
     return view;
   }
   if (PyCapsule_IsValid(capsule.ptr(), dlpack::kUnversionedName) != 0) {
     const auto* managed =
         static_cast<const dlpack::ManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), dlpack::kUnversionedName));
-    TensorView view = to_view(managed->tensor, object, argument);
+    TensorView view = to_view(managed->tensor, object, argument, dtypes);
     // A producer that knows the flags and gives none has not said that its memory may be written, and JAX, which does
     // so, counts on it that nobody does.
     view.read_only = asked_for_flags;

@@ -13,6 +13,9 @@
 
 namespace fusestep {
 
+// The dtypes that an argument may have.
+enum class Dtypes { floats, integers, booleans_and_floats };
+
 // Reads Python arrays as TensorViews and keeps alive what the views point into. One for each call of a bound function:
 // it is made, used and destroyed while the thread holds the GIL; only the views are used without it.
 class TensorReader {
@@ -25,12 +28,12 @@ class TensorReader {
   // The view is valid as long as the reader. Its strides are null exactly if it is C-contiguous. Its device may be the
   // CPU or a CUDA device; whether that is supported is the caller's question, and so are read_only and overlaps.
   //
-  // Throws when `object` is not an array of floating-point numbers that lie in memory as they are:
-  //   TypeError    not an array; integer, complex and other dtypes; sparse, meta, fake, quantized, vmapped tensors;
+  // Throws when `object` is not an array of `dtypes` that lie in memory as they are:
+  //   TypeError    not an array; complex and other dtypes; sparse, meta, fake, quantized, vmapped tensors;
   //                NumPy's masked arrays; lazily negated tensors
   //   ValueError   data or strides not aligned to whole elements; a device that is neither a CPU nor a CUDA device;
   //                arrays that only export copies
-  TensorView read(pybind11::handle array, const Argument& argument);
+  TensorView read(pybind11::handle array, const Argument& argument, Dtypes dtypes = Dtypes::floats);
 
   // The stream for work on what was read on `device`: the one on which its producer works at this moment. A producer
   // that does not say gets the default stream, which DLPack's rules have made wait for its work, and a call that
@@ -52,10 +55,10 @@ class TensorReader {
   Producer& producer_of(PyTypeObject* type);
   Producer& add_producer(PyTypeObject* type);
 
-  TensorView read_exchange_api(PyObject* object, Producer& producer, const Argument& argument);
+  TensorView read_exchange_api(PyObject* object, Producer& producer, const Argument& argument, Dtypes dtypes);
   bool is_negated_lazily(PyObject* object, Producer& producer, const Argument& argument);
-  TensorView read_numpy(PyObject* object, const Argument& argument);
-  TensorView read_capsule(PyObject* object, const Argument& argument);
+  TensorView read_numpy(PyObject* object, const Argument& argument, Dtypes dtypes);
+  TensorView read_capsule(PyObject* object, const Argument& argument, Dtypes dtypes);
 
   void keep(PyObject* object) {
     owners_.push_back(object);

@@ -79,6 +79,8 @@ FUSESTEP_HD void for_each_flat_of_any_dtype(const GradTensor& tensor, std::int64
       return for_each_flat<kWrite, Float16>(tensor, first, count, run);
     case DType::bfloat16:
       return for_each_flat<kWrite, BFloat16>(tensor, first, count, run);
+    default:
+      return;  // lists of gradients hold floats alone
   }
 }
 

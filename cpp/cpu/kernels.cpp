@@ -13,6 +13,7 @@ CpuKernels make_kernels() {
   fill_grads(kernels);
   fill_dropout(kernels);
   fill_stream(kernels);
+  fill_attention_forward(kernels);
   return kernels;
 }
 

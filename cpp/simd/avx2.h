@@ -51,6 +51,22 @@ struct Vec<float> {
   FUSESTEP_HD friend Vec max(Vec a, Vec b) {
     return _mm256_blendv_ps(_mm256_max_ps(a.v, b.v), a.v, _mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q));
   }
+  // Of numbers alone: nothing is promised about NaN.
+  FUSESTEP_HD friend Vec max_number(Vec a, Vec b) { return _mm256_max_ps(a.v, b.v); }
+  FUSESTEP_HD friend Vec scale_by_power(Vec x, Vec n) {
+    const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127));
+    return _mm256_mul_ps(x.v, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
+  }
+  FUSESTEP_HD friend Vec zero_below(Vec x, Vec y, Vec limit) {
+    return _mm256_and_ps(_mm256_cmp_ps(y.v, limit.v, _CMP_NLT_UQ), x.v);
+  }
+  // Lane by lane, a where words[lane] has the bit, else b.
+  FUSESTEP_HD static Vec choose(const std::uint32_t* words, std::uint32_t bit, Vec a, Vec b) {
+    const __m256i bits = _mm256_set1_epi32(static_cast<int>(bit));
+    const __m256i word = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(words));
+    const __m256i has = _mm256_cmpeq_epi32(_mm256_and_si256(word, bits), bits);
+    return _mm256_blendv_ps(b.v, a.v, _mm256_castsi256_ps(has));
+  }
   FUSESTEP_HD friend Vec min(Vec a, Vec b) {
     return _mm256_blendv_ps(_mm256_min_ps(a.v, b.v), a.v, _mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q));
   }
@@ -86,6 +102,20 @@ struct Vec<double> {
   FUSESTEP_HD friend Vec abs(Vec a) { return _mm256_andnot_pd(_mm256_set1_pd(-0.0), a.v); }
   FUSESTEP_HD friend Vec max(Vec a, Vec b) {
     return _mm256_blendv_pd(_mm256_max_pd(a.v, b.v), a.v, _mm256_cmp_pd(a.v, a.v, _CMP_UNORD_Q));
+  }
+  FUSESTEP_HD friend Vec max_number(Vec a, Vec b) { return _mm256_max_pd(a.v, b.v); }
+  FUSESTEP_HD friend Vec scale_by_power(Vec x, Vec n) {
+    const __m256i exponent = _mm256_cvtepi32_epi64(_mm_add_epi32(_mm256_cvtpd_epi32(n.v), _mm_set1_epi32(1023)));
+    return _mm256_mul_pd(x.v, _mm256_castsi256_pd(_mm256_slli_epi64(exponent, 52)));
+  }
+  FUSESTEP_HD friend Vec zero_below(Vec x, Vec y, Vec limit) {
+    return _mm256_and_pd(_mm256_cmp_pd(y.v, limit.v, _CMP_NLT_UQ), x.v);
+  }
+  FUSESTEP_HD static Vec choose(const std::uint32_t* words, std::uint32_t bit, Vec a, Vec b) {
+    const __m128i bits = _mm_set1_epi32(static_cast<int>(bit));
+    const __m128i word = _mm_loadu_si128(reinterpret_cast<const __m128i*>(words));
+    const __m256i has = _mm256_cvtepi32_epi64(_mm_cmpeq_epi32(_mm_and_si128(word, bits), bits));
+    return _mm256_blendv_pd(b.v, a.v, _mm256_castsi256_pd(has));
   }
   FUSESTEP_HD friend Vec min(Vec a, Vec b) {
     return _mm256_blendv_pd(_mm256_min_pd(a.v, b.v), a.v, _mm256_cmp_pd(a.v, a.v, _CMP_UNORD_Q));

@@ -51,6 +51,17 @@ struct Vec<float> {
   FUSESTEP_HD friend Vec max(Vec a, Vec b) {
     return _mm512_mask_mov_ps(_mm512_max_ps(a.v, b.v), _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q), a.v);
   }
+  // Of numbers alone: nothing is promised about NaN.
+  FUSESTEP_HD friend Vec max_number(Vec a, Vec b) { return _mm512_max_ps(a.v, b.v); }
+  FUSESTEP_HD friend Vec scale_by_power(Vec x, Vec n) { return _mm512_scalef_ps(x.v, n.v); }
+  FUSESTEP_HD friend Vec zero_below(Vec x, Vec y, Vec limit) {
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(y.v, limit.v, _CMP_NLT_UQ), x.v);
+  }
+  // Lane by lane, a where words[lane] has the bit, else b.
+  FUSESTEP_HD static Vec choose(const std::uint32_t* words, std::uint32_t bit, Vec a, Vec b) {
+    const __mmask16 has = _mm512_test_epi32_mask(_mm512_loadu_si512(words), _mm512_set1_epi32(static_cast<int>(bit)));
+    return _mm512_mask_mov_ps(b.v, has, a.v);
+  }
   FUSESTEP_HD friend Vec min(Vec a, Vec b) {
     return _mm512_mask_mov_ps(_mm512_min_ps(a.v, b.v), _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q), a.v);
   }
@@ -86,6 +97,16 @@ struct Vec<double> {
   FUSESTEP_HD friend Vec abs(Vec a) { return _mm512_andnot_pd(_mm512_set1_pd(-0.0), a.v); }
   FUSESTEP_HD friend Vec max(Vec a, Vec b) {
     return _mm512_mask_mov_pd(_mm512_max_pd(a.v, b.v), _mm512_cmp_pd_mask(a.v, a.v, _CMP_UNORD_Q), a.v);
+  }
+  FUSESTEP_HD friend Vec max_number(Vec a, Vec b) { return _mm512_max_pd(a.v, b.v); }
+  FUSESTEP_HD friend Vec scale_by_power(Vec x, Vec n) { return _mm512_scalef_pd(x.v, n.v); }
+  FUSESTEP_HD friend Vec zero_below(Vec x, Vec y, Vec limit) {
+    return _mm512_maskz_mov_pd(_mm512_cmp_pd_mask(y.v, limit.v, _CMP_NLT_UQ), x.v);
+  }
+  FUSESTEP_HD static Vec choose(const std::uint32_t* words, std::uint32_t bit, Vec a, Vec b) {
+    const __m256i word = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(words));
+    const __mmask8 has = _mm256_test_epi32_mask(word, _mm256_set1_epi32(static_cast<int>(bit)));
+    return _mm512_mask_mov_pd(b.v, has, a.v);
   }
   FUSESTEP_HD friend Vec min(Vec a, Vec b) {
     return _mm512_mask_mov_pd(_mm512_min_pd(a.v, b.v), _mm512_cmp_pd_mask(a.v, a.v, _CMP_UNORD_Q), a.v);

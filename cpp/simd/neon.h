@@ -48,6 +48,19 @@ struct Vec<float> {
   FUSESTEP_HD friend Vec abs(Vec a) { return vabsq_f32(a.v); }
   FUSESTEP_HD friend Vec max(Vec a, Vec b) { return vmaxq_f32(a.v, b.v); }
   FUSESTEP_HD friend Vec min(Vec a, Vec b) { return vminq_f32(a.v, b.v); }
+  // Of numbers alone: nothing is promised about NaN.
+  FUSESTEP_HD friend Vec max_number(Vec a, Vec b) { return vmaxq_f32(a.v, b.v); }
+  FUSESTEP_HD friend Vec scale_by_power(Vec x, Vec n) {
+    const int32x4_t exponent = vaddq_s32(vcvtq_s32_f32(n.v), vdupq_n_s32(127));
+    return vmulq_f32(x.v, vreinterpretq_f32_s32(vshlq_n_s32(exponent, 23)));
+  }
+  FUSESTEP_HD friend Vec zero_below(Vec x, Vec y, Vec limit) {
+    return vbslq_f32(vcltq_f32(y.v, limit.v), vdupq_n_f32(0), x.v);
+  }
+  // Lane by lane, a where words[lane] has the bit, else b.
+  FUSESTEP_HD static Vec choose(const std::uint32_t* words, std::uint32_t bit, Vec a, Vec b) {
+    return vbslq_f32(vtstq_u32(vld1q_u32(words), vdupq_n_u32(bit)), a.v, b.v);
+  }
 };
 
 template <>
@@ -75,6 +88,18 @@ struct Vec<double> {
   FUSESTEP_HD friend Vec abs(Vec a) { return vabsq_f64(a.v); }
   FUSESTEP_HD friend Vec max(Vec a, Vec b) { return vmaxq_f64(a.v, b.v); }
   FUSESTEP_HD friend Vec min(Vec a, Vec b) { return vminq_f64(a.v, b.v); }
+  FUSESTEP_HD friend Vec max_number(Vec a, Vec b) { return vmaxq_f64(a.v, b.v); }
+  FUSESTEP_HD friend Vec scale_by_power(Vec x, Vec n) {
+    const int64x2_t exponent = vaddq_s64(vcvtq_s64_f64(n.v), vdupq_n_s64(1023));
+    return vmulq_f64(x.v, vreinterpretq_f64_s64(vshlq_n_s64(exponent, 52)));
+  }
+  FUSESTEP_HD friend Vec zero_below(Vec x, Vec y, Vec limit) {
+    return vbslq_f64(vcltq_f64(y.v, limit.v), vdupq_n_f64(0), x.v);
+  }
+  FUSESTEP_HD static Vec choose(const std::uint32_t* words, std::uint32_t bit, Vec a, Vec b) {
+    const uint64x2_t word = vmovl_u32(vld1_u32(words));
+    return vbslq_f64(vtstq_u64(word, vdupq_n_u64(bit)), a.v, b.v);
+  }
 
  private:
   FUSESTEP_HD static Vec pair(float low, float high) {

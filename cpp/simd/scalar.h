@@ -1,9 +1,11 @@
 // The vector type of the scalar level: one element. It runs on every CPU, and it is the plainest statement of what a
 // vector type offers:
 //   Vec<T>::kWidth, Vec(T) broadcasts, load(const S*) reads kWidth elements of storage type S, store(S*) writes them,
-//   + - * /, unary -, fma, sqrt, abs, max, min with the meaning of math/hd.h.
+//   + - * /, unary -, fma, sqrt, abs, max, min with the meaning of math/hd.h, scale_by_power, zero_below with that of
+//   math/exp2.h.
 #pragma once
 
+#include "math/exp2.h"
 #include "math/hd.h"
 #include "math/lowp.h"
 #include "math/philox.h"
@@ -37,6 +39,14 @@ struct Vec {
   FUSESTEP_HD friend Vec abs(Vec a) { return fusestep::abs(a.v); }
   FUSESTEP_HD friend Vec max(Vec a, Vec b) { return fusestep::max(a.v, b.v); }
   FUSESTEP_HD friend Vec min(Vec a, Vec b) { return fusestep::min(a.v, b.v); }
+  // Of numbers alone: nothing is promised about NaN.
+  FUSESTEP_HD friend Vec max_number(Vec a, Vec b) { return a.v > b.v ? a.v : b.v; }
+  FUSESTEP_HD friend Vec scale_by_power(Vec x, Vec n) { return fusestep::scale_by_power(x.v, n.v); }
+  FUSESTEP_HD friend Vec zero_below(Vec x, Vec y, Vec limit) { return fusestep::zero_below(x.v, y.v, limit.v); }
+  // Lane by lane, a where words[lane] has the bit, else b.
+  FUSESTEP_HD static Vec choose(const std::uint32_t* words, std::uint32_t bit, Vec a, Vec b) {
+    return (*words & bit) != 0 ? a : b;
+  }
 };
 
 // Words for Philox: kWidth of them beside the kWidth floats, with ^ & | +, shifts and mul_wide of math/philox.h.

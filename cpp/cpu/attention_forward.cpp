@@ -1,0 +1,420 @@
+// The forward pass of attention: for each block of queries one walk over the tiles of keys that its band leaves, with
+// the softmax kept up to date on the way. Scores of a tile are held transposed, [key][query]: row maxima and sums are
+// then vertical, and the weights come out as the second product wants them.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "cpu/attention_gemm.h"
+#include "cpu/attention_tiles.h"
+#include "cpu/kernels.h"
+#include "math/attention/dropout.h"
+#include "math/attention/score.h"
+#include "scratch.h"
+
+namespace fusestep::FUSESTEP_ISA {
+namespace {
+
+constexpr int kKeyTile = 128;
+constexpr int kWordKeys = 32;  // keys whose bits share a word
+constexpr int kWords = kKeyTile / kWordKeys;
+
+constexpr std::int64_t round_up(std::int64_t n, std::int64_t to) { return (n + to - 1) / to * to; }
+
+// x where its number, the upper half of a word, is not below the threshold; else 0.
+FUSESTEP_HD Vec<float> keep_by_words(Vec<float> x, const std::uint32_t* words, int shift, std::uint32_t threshold) {
+  return keep(x, Vec<std::uint32_t>::load(words) << shift, Vec<std::uint32_t>(threshold << 16));
+}
+FUSESTEP_HD Vec<double> keep_by_words(Vec<double> x, const std::uint32_t* words, int shift, std::uint32_t threshold) {
+  std::uint16_t numbers[Vec<double>::kWidth];
+  for (int i = 0; i < Vec<double>::kWidth; ++i) numbers[i] = static_cast<std::uint16_t>(words[i] << shift >> 16);
+  return keep(x, numbers, static_cast<std::uint16_t>(threshold));
+}
+
+// Cuts the scratch memory into arrays.
+class Arena {
+ public:
+  explicit Arena(void* memory) : next_(static_cast<unsigned char*>(memory)) {}
+
+  template <class T>
+  T* take(std::int64_t count) {
+    T* array = reinterpret_cast<T*>(next_ + size_);
+    size_ += static_cast<std::size_t>(round_up(count * static_cast<std::int64_t>(sizeof(T)), 64));
+    return array;
+  }
+  std::size_t size() const { return size_; }
+
+ private:
+  unsigned char* next_;
+  std::size_t size_ = 0;
+};
+
+// One block of queries of one head.
+template <class T>
+class ForwardBlock {
+  using V = Vec<T>;
+  using W = Vec<std::uint32_t>;
+  static constexpr int kP = kPanel<T>;
+  static constexpr int kWidth = V::kWidth;
+  static constexpr T kInfinity = std::numeric_limits<T>::infinity();
+
+ public:
+  explicit ForwardBlock(const AttentionJob& job) : job_(job), value_stride_(round_up(job.value_dim, kWidth)) {
+    Arena measure(nullptr);
+    carve(measure);
+    Arena arena(thread_scratch(measure.size()));
+    carve(arena);
+  }
+
+  void run(const AttentionSequence& sequence, std::int64_t head, std::int64_t first_query) {
+    sequence_ = &sequence;
+    head_ = head;
+    query0_ = first_query;
+    rows_ = std::min<std::int64_t>(kQueryBlock, sequence.queries - first_query);
+    terms_ = ScoreTerms<T>(job_.scale, job_.softcap, slope());
+    start();
+    const PositionRange keys = keys_of(0, rows_);
+    for (std::int64_t key = keys.begin; key < keys.end; key += kKeyTile) {
+      run_tile(key, std::min<std::int64_t>(kKeyTile, keys.end - key));
+    }
+    finish();
+  }
+
+ private:
+  void carve(Arena& arena) {
+    queries_t_ = arena.take<T>(kQueryBlock * job_.head_dim);
+    scores_ = arena.take<T>(kKeyTile * kP);
+    out_ = arena.take<T>(kQueryBlock * value_stride_);
+    keys_ = arena.take<T>(kKeyTile * job_.head_dim);
+    values_ = arena.take<T>(kKeyTile * value_stride_);
+    mask_ = arena.take<T>(job_.mask.data != nullptr && job_.mask_dtype != DType::boolean ? kKeyTile * kP : 0);
+    maximum_ = arena.take<T>(kQueryBlock);
+    sum_ = arena.take<T>(kQueryBlock);
+    rescale_ = arena.take<T>(kQueryBlock);
+    bits_ = arena.take<std::uint32_t>(kWords * kQueryBlock);
+    query_high_ = arena.take<std::uint32_t>(kQueryBlock + W::kWidth);
+    query_low_ = arena.take<std::uint32_t>(kQueryBlock + W::kWidth);
+    drop_words_ = arena.take<std::uint32_t>(4 * kP + W::kWidth);
+  }
+
+  double slope() const {
+    double slope = 0;
+    with_elements(job_.alibi.data, job_.alibi_dtype, job_.alibi.offset(sequence_->batch, head_), [&](const auto* from) {
+      if (job_.alibi.data != nullptr) slope = widen<double>(*from);
+    });
+    return slope;
+  }
+
+  // The keys that any of rows [first, last) of this block may look at.
+  PositionRange keys_of(std::int64_t first, std::int64_t last) const {
+    // Both ends only grow from row to row, those of empty ranges too, which may lie beyond the last key.
+    const std::int64_t begin = sequence_->band.keys_of(query0_ + first).begin;
+    const std::int64_t end = std::min(sequence_->band.keys_of(query0_ + last - 1).end, sequence_->band.keys);
+    return {begin, std::max(begin, end)};
+  }
+
+  std::int64_t query_offset(const HeadTensor& tensor) const {
+    return tensor.offset(sequence_->batch, head_) + (sequence_->query_begin + query0_) * tensor.row;
+  }
+
+  void start() {
+    const std::int64_t offset = query_offset(job_.query);
+    for (std::int64_t row = 0; row < rows_; row += kP) {
+      copy_transposed(queries_t_ + row * job_.head_dim, kP, job_.query, job_.dtype, offset + row * job_.query.row,
+                      std::min<std::int64_t>(kP, rows_ - row), job_.head_dim, terms_.query_scale);
+    }
+    std::fill_n(maximum_, kQueryBlock, -kInfinity);
+    std::fill_n(sum_, kQueryBlock, T(0));
+    std::fill_n(out_, rows_ * value_stride_, T(0));
+    if (job_.dropout.drops()) {
+      const AttentionDropout dropout(job_.dropout, sequence_->batch * job_.heads + head_);
+      for (std::int64_t row = 0; row < kQueryBlock; row += W::kWidth) {
+        const DropoutQuery<W> query = dropout.query(W::iota(static_cast<std::uint32_t>(query0_ + row)));
+        query.high.store(query_high_ + row);
+        query.low.store(query_low_ + row);
+      }
+    }
+  }
+
+  // Which keys of the tile take part for each query, where a boolean mask or the band's edge says so. `restricted`
+  // tells whether any does not. False: none does.
+  bool fill_bits(std::int64_t key0, std::int64_t keys, bool& restricted) {
+    const bool boolean = job_.mask.data != nullptr && job_.mask_dtype == DType::boolean;
+    bool edge = false;
+    for (const std::int64_t row : {std::int64_t{0}, rows_ - 1}) {
+      const PositionRange range = sequence_->band.keys_of(query0_ + row);
+      edge = edge || range.begin > key0 || range.end < key0 + keys;
+    }
+    restricted = boolean || edge;
+    if (!restricted) return true;
+    std::uint32_t any = 0;
+    std::uint32_t missing = 0;
+    const auto* mask = static_cast<const std::uint8_t*>(job_.mask.data);
+    if (boolean) mask += query_offset(job_.mask) + (sequence_->key_begin + key0) * job_.mask.column;
+    for (std::int64_t word = 0; word * kWordKeys < keys; ++word) {
+      const std::int64_t count = std::min<std::int64_t>(kWordKeys, keys - word * kWordKeys);
+      const std::uint32_t all = bits_in({0, count}, 0);
+      for (std::int64_t row = 0; row < rows_; ++row) {
+        std::uint32_t bits = bits_in(sequence_->band.keys_of(query0_ + row), key0 + word * kWordKeys) & all;
+        if (boolean) {
+          bits &= bits_of_booleans(mask + row * job_.mask.row + word * kWordKeys * job_.mask.column, job_.mask.column,
+                                   count);
+        }
+        bits_[word * kQueryBlock + row] = bits;
+        any |= bits;
+        missing |= bits ^ all;
+      }
+      for (std::int64_t row = rows_; row < kQueryBlock; ++row) bits_[word * kQueryBlock + row] = 0;
+    }
+    restricted = missing != 0;
+    return any != 0;
+  }
+
+  void run_tile(std::int64_t key0, std::int64_t keys) {
+    bool restricted = false;
+    if (!fill_bits(key0, keys, restricted)) return;
+    const std::int64_t kv_head = job_.kv_head(head_);
+    const auto offset = [&](const HeadTensor& tensor) {
+      return tensor.offset(sequence_->batch, kv_head) + (sequence_->key_begin + key0) * tensor.row;
+    };
+    const Rows<T> key_rows = rows_of(keys_, job_.head_dim, job_.key, job_.dtype, offset(job_.key), keys, job_.head_dim);
+    const Rows<T> value_rows =
+        rows_of(values_, value_stride_, job_.value, job_.dtype, offset(job_.value), keys, job_.value_dim);
+    for (std::int64_t row = 0; row < rows_; row += kP) run_panel(row, key0, keys, restricted, key_rows, value_rows);
+  }
+
+  void run_panel(std::int64_t row0, std::int64_t key0, std::int64_t keys, bool restricted, Rows<T> key_rows,
+                 Rows<T> value_rows) {
+    const std::int64_t rows = std::min<std::int64_t>(kP, rows_ - row0);
+    const PositionRange range = keys_of(row0, row0 + rows);
+    const std::int64_t begin = std::max(range.begin - key0, std::int64_t{0});
+    const std::int64_t end = std::min(range.end - key0, keys);
+    if (begin >= end) return;
+    score_panel(row0, begin, end, key_rows);
+    if (terms_.changes()) change_scores(row0, key0, begin, end);
+    if (job_.mask.data != nullptr && job_.mask_dtype != DType::boolean) add_mask_panel(row0, rows, key0, begin, end);
+    if (restricted) {
+      weigh_panel<true>(row0, key0, begin, end);
+    } else {
+      weigh_panel<false>(row0, key0, begin, end);
+    }
+    output_panel(row0, rows, key0, begin, end, value_rows);
+  }
+
+  // scores_ = keys . queries, and the terms that change them.
+  void score_panel(std::int64_t row0, std::int64_t begin, std::int64_t end, Rows<T> keys) {
+    const T* queries_t = queries_t_ + row0 * job_.head_dim;
+    const RowBlocks blocks(end - begin);
+    for (std::int64_t b = 0; b < blocks.count; ++b) {
+      const std::int64_t key = begin + blocks.begin(b);
+      const std::int64_t count = begin + blocks.begin(b + 1) - key;
+      kScoreBlocks<T>.of[count - 1][kVecs - 1](keys.data + key * keys.stride, keys.stride, queries_t, job_.head_dim,
+                                               scores_ + key * kP);
+    }
+  }
+
+  void change_scores(std::int64_t row0, std::int64_t key0, std::int64_t begin, std::int64_t end) {
+    T position[kWidth];
+    for (std::int64_t lane = 0; lane < kP; lane += kWidth) {
+      for (int i = 0; i < kWidth; ++i) {
+        position[i] = static_cast<T>(query0_ + row0 + lane + i + sequence_->band.shift - key0);
+      }
+      const V query = V::load(position);
+      for (std::int64_t key = begin; key < end; ++key) {
+        T* score = scores_ + key * kP + lane;
+        terms_(V::load(score), abs(query - V(static_cast<T>(key)))).store(score);
+      }
+    }
+  }
+
+  void add_mask_panel(std::int64_t row0, std::int64_t rows, std::int64_t key0, std::int64_t begin, std::int64_t end) {
+    const std::int64_t offset =
+        query_offset(job_.mask) + row0 * job_.mask.row + (sequence_->key_begin + key0 + begin) * job_.mask.column;
+    T* mask = mask_ + begin * kP;
+    copy_transposed(mask, kP, job_.mask, job_.mask_dtype, offset, rows, end - begin, T(1));
+    for (std::int64_t i = begin * kP; i < end * kP; i += kWidth) {
+      add_mask<T>(V::load(scores_ + i), V::load(mask_ + i)).store(scores_ + i);
+    }
+  }
+
+  // scores_ become weights: 2^(score - maximum), after dropout. The maximum, the sum before dropout and what earlier
+  // sums are rescaled by are kept for each row.
+  template <bool kRestricted>
+  void weigh_panel(std::int64_t row0, std::int64_t key0, std::int64_t begin, std::int64_t end) {
+    const auto score = [&](std::int64_t key, std::int64_t lane) {
+      const V s = V::load(scores_ + key * kP + lane);
+      if constexpr (!kRestricted) return s;
+      const std::uint32_t* words = bits_ + key / kWordKeys * kQueryBlock + row0 + lane;
+      return V::choose(words, std::uint32_t{1} << key % kWordKeys, s, V(-kInfinity));
+    };
+    V maximum[kVecs];
+    V sum[kVecs];
+    for (int n = 0; n < kVecs; ++n) {
+      const std::int64_t lane = n * kWidth;
+      const V before = V::load(maximum_ + row0 + lane);
+      V highest = before;
+      for (std::int64_t key = begin; key < end; ++key) highest = max_number(highest, score(key, lane));
+      highest.store(maximum_ + row0 + lane);
+      // Where nothing took part yet the maximum is -inf: 0 in its place leaves 2^-inf = 0 instead of NaN.
+      maximum[n] = max_number(highest, V(std::numeric_limits<T>::lowest()));
+      exp2<T>(before - maximum[n]).store(rescale_ + row0 + lane);
+      sum[n] = V(T(0));
+    }
+    const bool drops = job_.dropout.drops();
+    const AttentionDropout dropout(job_.dropout, sequence_->batch * job_.heads + head_);
+    std::int64_t words_of = -1;
+    for (std::int64_t key = begin; key < end; ++key) {
+      const std::int64_t position = key0 + key;
+      if (drops && position / kDropoutGroup != words_of) {
+        words_of = position / kDropoutGroup;
+        fill_drop_words(dropout, row0, words_of);
+      }
+      const auto in_group = static_cast<int>(position % kDropoutGroup);
+      const std::uint32_t* words = drop_words_ + in_group / 2 * kP;
+      for (int n = 0; n < kVecs; ++n) {
+        const std::int64_t lane = n * kWidth;
+        V weight = exp2<T>(score(key, lane) - maximum[n]);
+        sum[n] = sum[n] + weight;
+        if (drops) weight = keep_by_words(weight, words + lane, in_group % 2 == 0 ? 16 : 0, job_.dropout.threshold);
+        weight.store(scores_ + key * kP + lane);
+      }
+    }
+    for (int n = 0; n < kVecs; ++n) {
+      T* total = sum_ + row0 + n * kWidth;
+      fma(V::load(total), V::load(rescale_ + row0 + n * kWidth), sum[n]).store(total);
+    }
+  }
+
+  void fill_drop_words(const AttentionDropout& dropout, std::int64_t row0, std::int64_t group) {
+    const DropoutKeys<std::uint32_t> keys = dropout.keys(static_cast<std::uint32_t>(group));
+    const DropoutKeys<W> spread{W(keys.round2), W(keys.round3_word0), W(keys.round3_word2), W(keys.round3_word3)};
+    for (std::int64_t lane = 0; lane < kP; lane += W::kWidth) {
+      const DropoutQuery<W> query{W::load(query_high_ + row0 + lane), W::load(query_low_ + row0 + lane)};
+      const PhiloxWords<W> words = dropout.words(query, spread);
+      for (int i = 0; i < 4; ++i) words.word[i].store(drop_words_ + i * kP + lane);
+    }
+  }
+
+  // out_ = out_ * rescale_ + weights . values; each block of rows walks only the keys that its rows may look at.
+  void output_panel(std::int64_t row0, std::int64_t rows, std::int64_t key0, std::int64_t begin, std::int64_t end,
+                    Rows<T> values) {
+    const std::int64_t columns = value_stride_ / kWidth;
+    const RowBlocks blocks(rows);
+    for (std::int64_t column = 0; column < columns; column += kVecs) {
+      const std::int64_t vecs = std::min<std::int64_t>(kVecs, columns - column);
+      for (std::int64_t b = 0; b < blocks.count; ++b) {
+        const std::int64_t row = row0 + blocks.begin(b);
+        const std::int64_t count = row0 + blocks.begin(b + 1) - row;
+        const PositionRange range = keys_of(row, row + count);
+        const std::int64_t from = std::max(range.begin - key0, begin);
+        const std::int64_t to = std::min(range.end - key0, end);
+        kOutputBlocks<T>.of[count - 1][vecs - 1](scores_ + from * kP + row - row0,
+                                                 values.data + from * values.stride + column * kWidth, values.stride,
+                                                 std::max(to - from, std::int64_t{0}), rescale_ + row,
+                                                 out_ + row * value_stride_ + column * kWidth, value_stride_);
+      }
+    }
+  }
+
+  void finish() {
+    const T keep_scale = static_cast<T>(job_.dropout.scale());
+    for (std::int64_t row = 0; row < rows_; ++row) {
+      const bool empty = maximum_[row] == -kInfinity;
+      // Rows that attend to nothing are zero.
+      const T factor = empty ? T(0) : keep_scale / sum_[row];
+      T* out = out_ + row * value_stride_;
+      for (std::int64_t i = 0; i < value_stride_; i += kWidth) (V::load(out + i) * V(factor)).store(out + i);
+      const T lse =
+          empty
+              ? -kInfinity
+              : static_cast<T>((static_cast<double>(maximum_[row]) + std::log2(static_cast<double>(sum_[row]))) * kLn2);
+      static_cast<T*>(job_.lse.data)[query_offset(job_.lse) + row * job_.lse.row] = lse;
+      store_row(out, query_offset(job_.out) + row * job_.out.row);
+    }
+  }
+
+  void store_row(const T* from, std::int64_t offset) const {
+    switch (job_.dtype) {
+      case DType::float16:
+        return store_row(static_cast<Float16*>(job_.out.data) + offset, from);
+      case DType::bfloat16:
+        return store_row(static_cast<BFloat16*>(job_.out.data) + offset, from);
+      default:
+        return store_row(static_cast<T*>(job_.out.data) + offset, from);
+    }
+  }
+
+  template <class S>
+  void store_row(S* to, const T* from) const {
+    std::int64_t i = 0;
+    if constexpr (sizeof(T) == 4 || sizeof(S) == sizeof(T)) {
+      if (job_.out.column == 1) {
+        for (; i + kWidth <= job_.value_dim; i += kWidth) V::load(from + i).store(to + i);
+      }
+    }
+    for (; i < job_.value_dim; ++i) to[i * job_.out.column] = narrow<S>(from[i]);
+  }
+
+  template <class S>
+  static S narrow(T x) {
+    if constexpr (sizeof(S) == sizeof(T)) {
+      return x;
+    } else if constexpr (__is_same(S, BFloat16)) {
+      return to_bfloat16(static_cast<float>(x));
+    } else {
+      return to_float16(static_cast<float>(x));
+    }
+  }
+
+  const AttentionJob& job_;
+  const std::int64_t value_stride_;  // of values and outputs in scratch: whole vectors
+  const AttentionSequence* sequence_ = nullptr;
+  std::int64_t head_ = 0;
+  std::int64_t query0_ = 0;
+  std::int64_t rows_ = 0;
+  ScoreTerms<T> terms_{1, 0, 0};
+
+  T* queries_t_;  // [panel][head dim][kP], scaled
+  T* scores_;     // [key][kP] of one panel
+  T* out_;        // [row][value_stride_]
+  T* keys_;       // [key][head dim], where the array's own memory does not do
+  T* values_;     // [key][value_stride_], as well
+  T* mask_;       // [key][kP]
+  T* maximum_;    // [row], in base 2
+  T* sum_;
+  T* rescale_;
+  std::uint32_t* bits_;        // [key / 32][row]
+  std::uint32_t* query_high_;  // [row]: DropoutQuery
+  std::uint32_t* query_low_;
+  std::uint32_t* drop_words_;  // [4][kP]
+};
+
+template <class T>
+void forward_blocks(const AttentionJob& job, std::int64_t first, std::int64_t last) {
+  ForwardBlock<T> block(job);
+  const AttentionSequence* sequence =
+      std::upper_bound(job.sequences, job.sequences + job.num_sequences, first,
+                       [](std::int64_t b, const AttentionSequence& s) { return b < s.first_block; }) -
+      1;
+  for (std::int64_t b = first; b < last; ++b) {
+    const AttentionSequence* const end = job.sequences + job.num_sequences;
+    while (sequence + 1 < end && sequence[1].first_block <= b) ++sequence;
+    const std::int64_t a_head = (sequence->queries + kQueryBlock - 1) / kQueryBlock;
+    const std::int64_t in_sequence = b - sequence->first_block;
+    block.run(*sequence, in_sequence / a_head, in_sequence % a_head * kQueryBlock);
+  }
+}
+
+void attention_forward(const AttentionJob& job, std::int64_t first, std::int64_t last) {
+  if (job.dtype == DType::float64) {
+    forward_blocks<double>(job, first, last);
+  } else {
+    forward_blocks<float>(job, first, last);
+  }
+}
+
+}  // namespace
+
+void fill_attention_forward(CpuKernels& kernels) { kernels.attention_forward = attention_forward; }
+
+}  // namespace fusestep::FUSESTEP_ISA
