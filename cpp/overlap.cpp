@@ -14,8 +14,26 @@ void OverlapCheck::note(const TensorView& view, const Argument& argument, bool w
   arguments_.push_back(argument);
 }
 
+void OverlapCheck::sort() {
+  // A step meets mostly the arrays of the step before, in the same places: in the order that was right then, they are
+  // sorted already. It is a guess and no more: any order gives the same answer.
+  thread_local std::vector<std::uint32_t> order;
+  const std::size_t count = regions_.size();
+  const auto by_begin = [](const Region& a, const Region& b) { return a.begin < b.begin; };
+  if (order.size() == count) {
+    std::vector<Region> guessed;
+    guessed.reserve(count);
+    for (const std::uint32_t i : order) guessed.push_back(regions_[i]);
+    regions_.swap(guessed);
+    if (std::is_sorted(regions_.begin(), regions_.end(), by_begin)) return;
+  }
+  std::sort(regions_.begin(), regions_.end(), by_begin);
+  order.clear();
+  for (const Region& region : regions_) order.push_back(region.argument);
+}
+
 void OverlapCheck::check() {
-  std::sort(regions_.begin(), regions_.end(), [](const Region& a, const Region& b) { return a.begin < b.begin; });
+  sort();
   // Walking upwards, a region overlaps an earlier one exactly if it begins before the furthest end so far.
   const Region* furthest = nullptr;
   const Region* furthest_written = nullptr;

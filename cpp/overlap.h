@@ -36,6 +36,7 @@ class OverlapCheck {
   };
 
   void note(const TensorView& view, const Argument& argument, bool written);
+  void sort();
 
   std::vector<Region> regions_;
   std::vector<Argument> arguments_;
