@@ -149,3 +149,152 @@ def reference_norm_error(numel, tensors):
     Scaling by the peak, the square, the root and the product with the peak are six roundings more.
     """
     return (128 // 8 + 8 + math.ceil(math.log2(max(numel, 2))) + tensors + 6) * U["float64"]
+
+
+# --- attention ----------------------------------------------------------------------------------------------
+# Roundings of the kernels' functions, relative to the result, argument error apart.
+EXP2 = 4  # the fit, its last two steps, the product (math/exp2.h)
+TANH = 16  # e = exp(2 x) - 1 to 6, doubled by e / (e + 2) near -1, the sum, the quotient (math/attention/score.h)
+LOG = 4
+NARROWEST_TILE = 32  # keys that are worked on together: the sums so far are rescaled that often
+STORED = {"float32": 0.0, "float64": 0.0, "float16": U["float16"], "bfloat16": U["bfloat16"]}
+LEAST_STORED = {"float32": 0.0, "float64": 0.0, "float16": 2.0**-25, "bfloat16": 2.0**-134}
+FLUSHED = {"float64": 2.0**-1022}  # exponentials below are 0
+
+
+def attention(problem, dtype):
+    """Bounds of |kernel - reference|: {"out", "lse", "grad_query", "grad_key", "grad_value", "grad_mask"}.
+
+    Every term of a sum is charged with all additions of the sum: whatever the tiles, no term passes through more. The
+    arithmetic of 16-bit floats is that of float32. The reference works in float64: where the kernels do too, its own
+    roundings count as much again.
+    """
+    from attention_cases import sequences
+
+    total = {
+        "out": np.zeros(problem.grad_out.shape),
+        "lse": np.zeros(problem.query.shape[:3]),
+        "grad_query": np.zeros(problem.query.shape),
+        "grad_key": np.zeros(problem.key.shape),
+        "grad_value": np.zeros(problem.value.shape),
+    }
+    scores = (*problem.query.shape[:3], problem.key.shape[2])
+    mask_error, mask_size = np.zeros(scores), np.zeros(scores)
+    for queries, keys, own in sequences(problem):
+        bound = _sequence_bounds(own, dtype)
+        for name in ("out", "lse", "grad_query"):
+            total[name][:, :, queries] = bound[name]
+        for name in ("grad_key", "grad_value"):
+            total[name][:, :, keys] = bound[name]
+        mask_error[:, :, queries, keys], mask_size[:, :, queries, keys] = bound["scores"], bound["scores_size"]
+    if problem.additive:
+        mask = np.asarray(problem.options["mask"])
+        terms = mask_error.size / max(mask.size, 1)
+        error = _reduced(mask_error, mask.shape) + terms * _unit(dtype) * _reduced(mask_size, mask.shape)
+        total["grad_mask"] = error + _storing(dtype, _reduced(mask_size, mask.shape))
+    factor = 2 * SLACK if dtype == "float64" else SLACK
+    return {name: factor * bound for name, bound in total.items()}
+
+
+def _unit(dtype):
+    return U["float64"] if dtype == "float64" else U["float32"]
+
+
+def _storing(dtype, size):
+    return STORED[dtype] * size + LEAST_STORED[dtype]
+
+
+def _reduced(a, shape):
+    a = a.sum(axis=tuple(range(a.ndim - len(shape))))
+    axes = tuple(axis for axis, size in enumerate(shape) if size == 1)
+    return a.sum(axis=axes, keepdims=True).reshape(shape)
+
+
+def _sequence_bounds(problem, dtype):
+    import naive_attention
+    import torch
+
+    u, flushed = _unit(dtype), FLUSHED.get(dtype, 2.0**-126)
+    q, k, v = (np.asarray(a, np.float64) for a in problem.tensors())
+    grad_out = np.asarray(problem.grad_out, np.float64)
+    options, groups = problem.options, q.shape[1] // k.shape[1]
+    k_all, v_all = np.repeat(k, groups, axis=1), np.repeat(v, groups, axis=1)
+    queries, keys, dim, value_dim = q.shape[2], k.shape[2], q.shape[3], v.shape[3]
+    tiles = math.ceil(keys / NARROWEST_TILE)
+    scale = 1 / math.sqrt(dim) if options.get("scale") is None else options["scale"]
+
+    # The scores. The scale is rounded, and so is its product with the query.
+    parts = naive_attention.scores(torch.from_numpy(q), torch.from_numpy(k), options)
+    product, bias, s = parts.product.numpy(), parts.bias.numpy(), parts.total.numpy()
+    error = (dim + 3) * u * abs(scale) * (np.abs(q) @ np.abs(k_all).swapaxes(2, 3))
+    slope_of_cap, slope_error = 1.0, 0.0
+    if options.get("softcap"):
+        cap, t = options["softcap"], parts.capped.numpy()
+        slope_of_cap = 1 - t**2
+        t_error = slope_of_cap * (error + 3 * u * np.abs(product)) / cap + TANH * u * np.abs(t)
+        slope_error = 2 * np.abs(t) * t_error + 3 * u
+        error = cap * t_error + 2 * u * cap * np.abs(t)
+    error = error + 3 * u * np.abs(bias) + u * np.abs(s)
+    mask = options.get("mask")
+    if mask is not None:
+        mask = torch.as_tensor(np.asarray(mask))
+    if mask is not None and mask.dtype != torch.bool:
+        mask = mask.double()
+        finite = np.where(np.isfinite(mask.numpy()), mask.numpy(), 0)
+        s = s + finite
+        error = error + u * np.abs(finite) + u * np.abs(s)
+    p = naive_attention.probabilities(parts, mask).numpy()
+    factor = naive_attention.keep_factor(p.shape, options, problem.first_batch).numpy()
+
+    # The forward pass. Rescaling by exp(m - m') goes through no more than |s - m| in all.
+    below = np.where(p > 0, s, -np.inf)
+    highest = np.max(below, axis=-1, keepdims=True, initial=-np.inf)
+    empty = highest == -np.inf
+    highest = np.where(empty, 0, highest)
+    sum_exp = np.sum(np.where(p > 0, np.exp(np.minimum(s - highest, 0)), 0), axis=-1, keepdims=True)
+    log_sum = np.log(np.where(empty, 1, sum_exp))
+    lse = highest + log_sum
+    apart = np.where(p > 0, np.abs(s - highest), 0)
+    p_error = p * np.expm1(error + 2 * u * apart + (EXP2 + (EXP2 + 2) * tiles) * u) + flushed
+    adding = (keys + tiles + 2) * u
+    l_error = p_error.sum(axis=-1, keepdims=True) + adding
+    weights = p * factor
+    size = weights @ np.abs(v_all)
+    out = weights @ v_all
+    out_error = factor * p_error @ np.abs(v_all) + (adding + 2 * u) * size + np.abs(out) * (l_error + u)
+    out_error = out_error + _storing(dtype, np.abs(out))
+    lse_error = l_error + LOG * u * (np.abs(lse) + np.abs(highest) + np.abs(log_sum))
+
+    # The backward pass, from the lse and the out that the forward pass stored.
+    p_error = p * np.expm1(error + lse_error + 2 * u * (np.abs(s) + np.abs(lse)) + EXP2 * u) + flushed
+    grad_p = factor * (grad_out @ v_all.swapaxes(2, 3))
+    grad_p_error = (value_dim + 2) * u * factor * (np.abs(grad_out) @ np.abs(v_all).swapaxes(2, 3))
+    mean = np.sum(grad_out * out, axis=-1, keepdims=True)
+    mean_error = np.sum(np.abs(grad_out) * (out_error + (value_dim + 1) * u * np.abs(out)), axis=-1, keepdims=True)
+    apart = grad_p - mean
+    apart_error = grad_p_error + mean_error + u * np.abs(apart)
+    grad_s = p * apart
+    grad_s_error = p_error * (np.abs(apart) + apart_error) + p * apart_error + u * np.abs(grad_s)
+    grad_product_error = grad_s_error * (slope_of_cap + slope_error) + np.abs(grad_s) * slope_error
+    grad_product = np.abs(grad_s) * slope_of_cap
+
+    def summed(a):
+        return a.reshape(a.shape[0], k.shape[1], groups, *a.shape[2:]).sum(axis=2)
+
+    by_keys = (keys + tiles + 3) * u
+    by_queries = (queries * groups + tiles + 4) * u
+    query_error = abs(scale) * ((grad_product_error + by_keys * grad_product) @ np.abs(k_all))
+    key_error = abs(scale) * summed((grad_product_error + by_queries * grad_product).swapaxes(2, 3) @ np.abs(q))
+    value_error = summed((factor * p_error + by_queries * weights).swapaxes(2, 3) @ np.abs(grad_out))
+    query_size = abs(scale) * np.abs((grad_s * slope_of_cap) @ k_all)
+    key_size = abs(scale) * np.abs(summed((grad_s * slope_of_cap).swapaxes(2, 3) @ q))
+    value_size = np.abs(summed(weights.swapaxes(2, 3) @ grad_out))
+    return {
+        "out": out_error,
+        "lse": lse_error[..., 0],
+        "grad_query": query_error + _storing(dtype, query_size),
+        "grad_key": key_error + _storing(dtype, key_size),
+        "grad_value": value_error + _storing(dtype, value_size),
+        "scores": grad_s_error,
+        "scores_size": np.abs(grad_s),
+    }

@@ -95,7 +95,7 @@ def lowest_score(like: ArrayLike) -> float:
     The kernels work with score * log2(e), in float64 for float64 and in float32 for the rest. Most libraries write
     finfo.min where they mean -inf; so it has the same effect.
     """
-    arithmetic = np.float64 if np.asarray(like).dtype == np.float64 else np.float32
+    arithmetic = np.float64 if np.asarray(like).dtype.itemsize >= 8 else np.float32
     return float(np.finfo(arithmetic).min) / math.log2(math.e)
 
 
