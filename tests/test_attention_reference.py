@@ -13,6 +13,7 @@ import pytest
 import tolerances
 import torch
 from attention_cases import FEATURES, Shape
+from attention_runs import assert_within
 from fusestep import reference
 
 # The module; reference.philox is its function.
@@ -158,19 +159,6 @@ def one_query(problem, own, b, h, i):
                 continue
         out += math.exp(s - lse) / (1 - round(p * 2**16) / 2**16) * v[b, kv_head, j]
     return out, lse
-
-
-def assert_within(got, want, bound, what=""):
-    """Element by element; where nothing may differ (-inf, zeros of empty rows), nothing does."""
-    assert got.shape == want.shape, what
-    with np.errstate(invalid="ignore"):
-        wrong = ~((got == want) | (np.abs(got - want) <= bound))
-    if wrong.any():
-        worst = np.unravel_index(np.argmax(np.where(wrong, np.abs(got - want) / bound, 0)), wrong.shape)
-        raise AssertionError(
-            f"{what}: {wrong.sum()} of {wrong.size}, worst at {worst}: {got[worst]!r}, expected {want[worst]!r} "
-            f"within {np.broadcast_to(bound, got.shape)[worst]:.3g}"
-        )
 
 
 @FEATURE
