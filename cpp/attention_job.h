@@ -65,13 +65,22 @@ struct AttentionJob {
   std::int64_t kv_head(std::int64_t head) const { return head / (heads / kv_heads); }
 };
 
-// The gradients of a job: each may be absent.
+// What the backward pass reads and writes beside the job's own arrays. Each gradient may be absent.
 struct AttentionGrads {
   HeadTensor grad_out;
   HeadTensor grad_query;
   HeadTensor grad_key;
   HeadTensor grad_value;
-  HeadTensor grad_mask;  // of the mask's own shape: stride 0 where that was broadcast
+  HeadTensor grad_mask;  // (batch, head, query, key)
+  DType grad_mask_dtype;
+  std::int64_t grad_mask_shape[4];  // 1 where it was broadcast
+  bool grad_mask_needs_zeros;       // it has elements that belong to no sequence
+  // The dimensions that the mask has; its gradient is summed up over the others. A packed mask counts as one that has a
+  // batch if it has queries or keys: sequences share none of them.
+  bool mask_has_batch;
+  bool mask_has_head;
+  bool mask_has_query;
+  bool mask_has_key;
 };
 
 }  // namespace fusestep

@@ -120,6 +120,9 @@ struct Backend {
 
   // Writes out and lse.
   void (*attention_forward)(const AttentionJob&, const Stream&);
+
+  // Writes the gradients that are wanted.
+  void (*attention_backward)(const AttentionJob&, const AttentionGrads&, const Stream&);
 };
 
 }  // namespace fusestep

@@ -9,12 +9,14 @@ namespace fusestep {
 
 namespace {
 
-// Below this a second thread is not awake before the work is done.
-constexpr double kAloneFlops = 1e6;
-// One or two milliseconds on one thread.
-constexpr double kBriefFlops = 1e8;
+std::int64_t longest_sequence(const AttentionJob& job) {
+  std::int64_t longest = 0;
+  for (std::int64_t s = 0; s < job.num_sequences; ++s) longest = std::max(longest, job.sequences[s].queries);
+  return longest;
+}
 
-// Of the two products of the forward pass, if no mask left anything out.
+}  // namespace
+
 double forward_flops(const AttentionJob& job) {
   double scores = 0;
   for (std::int64_t s = 0; s < job.num_sequences; ++s) {
@@ -23,14 +25,6 @@ double forward_flops(const AttentionJob& job) {
   }
   return 2 * scores * static_cast<double>(job.head_dim + job.value_dim);
 }
-
-std::int64_t longest_sequence(const AttentionJob& job) {
-  std::int64_t longest = 0;
-  for (std::int64_t s = 0; s < job.num_sequences; ++s) longest = std::max(longest, job.sequences[s].queries);
-  return longest;
-}
-
-}  // namespace
 
 void cpu_attention_forward(const AttentionJob& job, const Stream& /*stream*/) {
   if (job.query_blocks == 0) return;

@@ -7,5 +7,14 @@
 namespace fusestep {
 
 void cpu_attention_forward(const AttentionJob& job, const Stream& stream);
+void cpu_attention_backward(const AttentionJob& job, const AttentionGrads& grads, const Stream& stream);
+
+// Of the two products of the forward pass, if no mask left anything out.
+double forward_flops(const AttentionJob& job);
+
+// Below this a second thread is not awake before the work is done.
+inline constexpr double kAloneFlops = 1e6;
+// One or two milliseconds on one thread.
+inline constexpr double kBriefFlops = 1e8;
 
 }  // namespace fusestep

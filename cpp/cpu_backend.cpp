@@ -67,6 +67,6 @@ void dropout(const DropoutJob& job, const Stream& /*stream*/) {
 
 }  // namespace
 
-const Backend kCpuBackend{"cpu", step, norm, rewrite, dropout, cpu_attention_forward};
+const Backend kCpuBackend{"cpu", step, norm, rewrite, dropout, cpu_attention_forward, cpu_attention_backward};
 
 }  // namespace fusestep

@@ -14,6 +14,40 @@ struct UpdateJob {
   GradTransform<double> transform;
 };
 
+// The backward pass of attention. A unit is a block of keys of one key and value head, for all queries and heads that
+// read it: it holds the gradients of its keys and values, and adds to those of the queries when its turn has come.
+struct AttentionBackwardJob {
+  const AttentionJob* forward;
+  const AttentionGrads* grads;
+  const std::int64_t* first_unit;  // of each sequence, then the end: kv_heads * attention_tiles(keys, ...)
+  std::uint32_t* turns;            // of each query block: how many blocks of keys have added to it
+
+  // 16-bit gradients of queries are summed up here, in float: nullptr for others. Key and value heads take the slots in
+  // turn, each when all units of the one before it in the slot have finished.
+  float* sums;
+  std::int64_t slots;
+  std::int64_t slot_size;   // in floats
+  std::uint32_t* finished;  // of each key and value head of each sequence: units
+
+  // The mask's gradient is a pass of its own. A unit is a tile of the mask's elements.
+  const std::int64_t* first_mask_unit;  // of each sequence, then the end; of all together if the mask has no batch
+};
+
+// Blocks of so many keys or queries; one of nothing, so that there is somebody to write zeros.
+constexpr std::int64_t attention_blocks(std::int64_t rows, std::int64_t block) {
+  return rows == 0 ? 1 : (rows + block - 1) / block;
+}
+
+// The tiles of one head of a mask's gradient.
+struct GradMaskTiles {
+  std::int64_t queries;
+  std::int64_t keys;
+
+  GradMaskTiles(const AttentionGrads& grads, const AttentionSequence& sequence, std::int64_t key_block)
+      : queries(grads.mask_has_query ? attention_blocks(sequence.queries, kQueryBlock) : 1),
+        keys(grads.mask_has_key ? attention_blocks(sequence.keys, key_block) : 1) {}
+};
+
 struct CpuKernels {
   const char* name;
 
@@ -31,6 +65,11 @@ struct CpuKernels {
 
   // Query blocks [first, last) of a job's list: their rows of out and lse.
   void (*attention_forward)(const AttentionJob&, std::int64_t first, std::int64_t last);
+
+  // One unit of the backward pass, and one of the mask's gradient. Blocks are of attention_key_block keys.
+  std::int64_t attention_key_block;
+  void (*attention_backward)(const AttentionBackwardJob&, std::int64_t unit);
+  void (*attention_grad_mask)(const AttentionBackwardJob&, std::int64_t unit);
 
   // The floor that benchmarks compare with: elements [begin, end) of every array are read, those of the first
   // `num_written` are written back, with one fma each and nothing else.

@@ -1,8 +1,10 @@
 // fusestep._core: attention.
 #include "attention.h"
 
+#include <optional>
 #include <string>
 
+#include "attention_backward.h"
 #include "bindings/attention_options.h"
 #include "bindings/functions.h"
 #include "bindings/tensor.h"
@@ -29,12 +31,43 @@ void attention_forward(const std::string& operation, py::handle query, py::handl
   plan.forward(stream);
 }
 
+void attention_backward(const std::string& operation, py::handle grad_out, py::handle query, py::handle key,
+                        py::handle value, py::handle out, py::handle lse, py::handle grad_query, py::handle grad_key,
+                        py::handle grad_value, py::handle grad_mask, const py::dict& options) {
+  const char* name = operation.c_str();
+  TensorReader reader;
+  const auto read = [&](py::handle array, const char* argument) { return reader.read(array, {name, argument}); };
+  const auto read_wanted = [&](py::handle array, const char* argument) {
+    return array.is_none() ? std::nullopt : std::optional(read(array, argument));
+  };
+  AttentionGradViews grads;
+  grads.grad_out = read(grad_out, "grad_out");
+  const TensorView query_view = read(query, "query");
+  const TensorView key_view = read(key, "key");
+  const TensorView value_view = read(value, "value");
+  const TensorView out_view = read(out, "out");
+  const TensorView lse_view = read(lse, "lse");
+  grads.grad_query = read_wanted(grad_query, "grad_query");
+  grads.grad_key = read_wanted(grad_key, "grad_key");
+  grads.grad_value = read_wanted(grad_value, "grad_value");
+  grads.grad_mask = read_wanted(grad_mask, "grad_mask");
+  const AttentionBackwardPlan plan(name, query_view, key_view, value_view, out_view, lse_view, grads,
+                                   read_attention_options(options, reader, name));
+  const Stream stream = reader.stream_of(query_view.device);
+  const py::gil_scoped_release released;
+  plan.run(stream);
+}
+
 }  // namespace
 
 void bind_attention(py::module_& m) {
   m.def("attention_forward", &attention_forward, py::arg("operation"), py::arg("query"), py::arg("key"),
         py::arg("value"), py::arg("out"), py::arg("lse"), py::arg("options"),
         "Masked softmax attention with dropout: writes out and the log-sum-exp of each row.");
+  m.def("attention_backward", &attention_backward, py::arg("operation"), py::arg("grad_out"), py::arg("query"),
+        py::arg("key"), py::arg("value"), py::arg("out"), py::arg("lse"), py::arg("grad_query"), py::arg("grad_key"),
+        py::arg("grad_value"), py::arg("grad_mask"), py::arg("options"),
+        "The gradients of attention_forward: writes those that are not None.");
 }
 
 }  // namespace fusestep

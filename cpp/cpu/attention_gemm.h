@@ -86,11 +86,48 @@ void output_block(const T* weights_t, const T* values, std::int64_t value_stride
   }
 }
 
+// The backward pass has five products, with either factor transposed: c[r] (+)= sum of a[r * a_row + i * a_step] *
+// b[i].
+template <class T>
+struct Product {
+  const T* a;
+  std::int64_t a_row;
+  std::int64_t a_step;
+  const T* b;
+  std::int64_t b_stride;
+  std::int64_t steps;
+  T* c;
+  std::int64_t c_stride;
+  bool adds;
+};
+
+template <class T, int kRows, int kColumns>
+void product_block(const Product<T>& p) {
+  using V = Vec<T>;
+  V sums[kRows][kColumns];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+    for (int n = 0; n < kColumns; ++n) sums[r][n] = p.adds ? V::load(p.c + r * p.c_stride + n * V::kWidth) : V(T(0));
+  }
+  const T* const a = p.a;
+  const std::int64_t a_row = p.a_row;
+  const std::int64_t a_step = p.a_step;
+  accumulate<T>(sums, [&](int r, std::int64_t i) { return a[r * a_row + i * a_step]; }, p.b, p.b_stride, p.steps);
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+    for (int n = 0; n < kColumns; ++n) sums[r][n].store(p.c + r * p.c_stride + n * V::kWidth);
+  }
+}
+
 // [rows - 1][columns - 1]
 template <class T>
 using ScoreBlock = void (*)(const T*, std::int64_t, const T*, std::int64_t, T*);
 template <class T>
 using OutputBlock = void (*)(const T*, const T*, std::int64_t, std::int64_t, const T*, T*, std::int64_t);
+template <class T>
+using ProductBlock = void (*)(const Product<T>&);
 
 template <class Function, int kColumnsMost, class Make>
 struct BlockTable {
@@ -125,11 +162,20 @@ struct MakeOutputBlock {
     return output_block<T, kRows, kColumns>;
   }
 };
+template <class T>
+struct MakeProductBlock {
+  template <int kRows, int kColumns>
+  static constexpr ProductBlock<T> make() {
+    return product_block<T, kRows, kColumns>;
+  }
+};
 
 template <class T>
 inline constexpr BlockTable<ScoreBlock<T>, kVecs, MakeScoreBlock<T>> kScoreBlocks{};
 template <class T>
 inline constexpr BlockTable<OutputBlock<T>, kVecs, MakeOutputBlock<T>> kOutputBlocks{};
+template <class T>
+inline constexpr BlockTable<ProductBlock<T>, kVecs, MakeProductBlock<T>> kProductBlocks{};
 
 }  // namespace
 }  // namespace fusestep::FUSESTEP_ISA

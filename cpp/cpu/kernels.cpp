@@ -14,6 +14,8 @@ CpuKernels make_kernels() {
   fill_dropout(kernels);
   fill_stream(kernels);
   fill_attention_forward(kernels);
+  fill_attention_backward(kernels);
+  fill_attention_grad_mask(kernels);
   return kernels;
 }
 

@@ -10,6 +10,8 @@ void fill_grads(CpuKernels& kernels);
 void fill_dropout(CpuKernels& kernels);
 void fill_stream(CpuKernels& kernels);
 void fill_attention_forward(CpuKernels& kernels);
+void fill_attention_backward(CpuKernels& kernels);
+void fill_attention_grad_mask(CpuKernels& kernels);
 
 CpuKernels make_kernels();
 

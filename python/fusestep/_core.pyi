@@ -42,6 +42,20 @@ def clip_grad_value_(operation: str, grads: Sequence[Any], clip_value: float) ->
 def attention_forward(
     operation: str, query: Any, key: Any, value: Any, out: Any, lse: Any, options: Mapping[str, Any]
 ) -> None: ...
+def attention_backward(
+    operation: str,
+    grad_out: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    out: Any,
+    lse: Any,
+    grad_query: Any | None,
+    grad_key: Any | None,
+    grad_value: Any | None,
+    grad_mask: Any | None,
+    options: Mapping[str, Any],
+) -> None: ...
 def read_tensors(arrays: Sequence[Any]) -> int: ...
 def stream_floor(lists: list[Sequence[Any]]) -> None: ...
 def dropout(operation: str, x: Any, out: Any, p: float, seed: int, offset: int) -> None: ...
