@@ -60,23 +60,6 @@ def read_tensors(arrays: Sequence[Any]) -> int: ...
 def stream_floor(lists: list[Sequence[Any]]) -> None: ...
 def dropout(operation: str, x: Any, out: Any, p: float, seed: int, offset: int) -> None: ...
 def dropout_add(operation: str, x: Any, residual: Any, out: Any, p: float, seed: int, offset: int) -> None: ...
-def attention_forward(
-    operation: str, query: Any, key: Any, value: Any, out: Any, lse: Any, options: Mapping[str, Any]
-) -> None: ...
-def attention_backward(
-    operation: str,
-    grad_out: Any,
-    query: Any,
-    key: Any,
-    value: Any,
-    out: Any,
-    lse: Any,
-    grad_query: Any,
-    grad_key: Any,
-    grad_value: Any,
-    grad_mask: Any,
-    options: Mapping[str, Any],
-) -> None: ...
 def masked_softmax_forward(operation: str, scores: Any, out: Any, lse: Any, options: Mapping[str, Any]) -> None: ...
 def masked_softmax_backward(
     operation: str,
