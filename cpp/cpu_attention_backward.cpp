@@ -110,7 +110,7 @@ void cpu_attention_backward(const AttentionJob& job, const AttentionGrads& grads
   units.grads = &grads;
   const bool any =
       grads.grad_query.data != nullptr || grads.grad_key.data != nullptr || grads.grad_value.data != nullptr;
-  if (any && job.heads > 0 && job.num_sequences > 0) run_backward(units);
+  if (any && job.kv_heads > 0 && job.num_sequences > 0) run_backward(units);
   if (grads.grad_mask.data != nullptr) run_grad_mask(units);
 }
 

@@ -68,13 +68,18 @@ def keep_factor(shape, options, first_batch) -> torch.Tensor:
     return torch.from_numpy(keep * reference.dropout_scale(p))
 
 
+def excluding(mask) -> torch.Tensor:
+    """Where an additive mask of scores in float32 excludes."""
+    return mask <= torch.finfo(torch.float32).min
+
+
 def probabilities(parts: Scores, mask) -> torch.Tensor:
     s, excluded = parts.total, parts.excluded
     if mask is not None and mask.dtype == torch.bool:
         excluded = excluded | ~mask
     elif mask is not None:
         s = s + mask
-        excluded = excluded | (mask == -math.inf)
+        excluded = excluded | excluding(mask)
     empty = excluded.all(dim=-1, keepdim=True)
     p = torch.softmax(torch.where(excluded & ~empty, -math.inf, torch.where(empty, 0.0, s)), dim=-1)
     return torch.where(excluded, 0.0, p)

@@ -240,7 +240,7 @@ def _sequence_bounds(problem, dtype):
         mask = torch.as_tensor(np.asarray(mask))
     if mask is not None and mask.dtype != torch.bool:
         mask = mask.double()
-        finite = np.where(np.isfinite(mask.numpy()), mask.numpy(), 0)
+        finite = np.where(naive_attention.excluding(mask).numpy(), 0, mask.numpy())
         s = s + finite
         error = error + u * np.abs(finite) + u * np.abs(s)
     p = naive_attention.probabilities(parts, mask).numpy()
