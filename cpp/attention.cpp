@@ -13,24 +13,6 @@ namespace fusestep {
 
 namespace {
 
-// Lengths and offsets are few, and read before the kernels run.
-class Integers {
- public:
-  Integers(const TensorView& view, const Argument& argument) : view_(view) {
-    if (view.device.type != kDeviceCpu) {
-      refuse_value(argument, "an array in CPU memory", "one on another device", "Lengths are read by the host.");
-    }
-  }
-  std::int64_t operator[](std::int64_t i) const {
-    const std::int64_t at = i * stride_of(view_, 0);
-    return view_.dtype == DType::int32 ? static_cast<const std::int32_t*>(view_.data)[at]
-                                       : static_cast<const std::int64_t*>(view_.data)[at];
-  }
-
- private:
-  const TensorView& view_;
-};
-
 // The last N + 1 offsets of packed sequences: from 0 upwards, to at most `total`.
 void check_offsets(const TensorView& view, std::int64_t total, const Argument& argument) {
   if (view.ndim != 1 || view.numel < 1) {
@@ -51,7 +33,9 @@ void check_offsets(const TensorView& view, std::int64_t total, const Argument& a
   }
 }
 
-void check_options(const char* operation, const AttentionOptions& options) {
+}  // namespace
+
+void check_attention_options(const char* operation, const AttentionOptions& options) {
   const auto check = [&](bool right, const char* name, const char* expected, double got) {
     if (!right) refuse_value({operation, name}, expected, std::to_string(got));
   };
@@ -66,8 +50,6 @@ void check_options(const char* operation, const AttentionOptions& options) {
   }
 }
 
-}  // namespace
-
 HeadTensor head_tensor(const TensorView& view, bool packed) {
   return {view.data, packed ? 0 : stride_of(view, 0), stride_of(view, 1), stride_of(view, 2), stride_of(view, 3)};
 }
@@ -77,7 +59,7 @@ AttentionPlan::AttentionPlan(const char* operation, const TensorView& query, con
                              const AttentionOptions& options, bool writes_out)
     : operation_(operation) {
   const auto argument = [&](const char* name) { return Argument{operation, name}; };
-  check_options(operation, options);
+  check_attention_options(operation, options);
   if (query.ndim != 4) {
     refuse_value(argument("query"), "4 dimensions (batch, heads, queries, head dim)", describe_shape(query));
   }
@@ -136,7 +118,7 @@ AttentionPlan::AttentionPlan(const char* operation, const TensorView& query, con
 
   add_sequences(query, key, options);
   const std::int64_t sequences = packed ? options.cu_seqlens_q->numel - 1 : batch;
-  if (options.mask) check_mask(*options.mask, query, key, packed);
+  if (options.mask) add_mask(*options.mask, query, key, packed);
   if (options.alibi_slopes) check_alibi(*options.alibi_slopes, query, sequences);
 
   overlaps_.reads(query, argument("query"));
@@ -219,27 +201,10 @@ void AttentionPlan::add_sequences(const TensorView& query, const TensorView& key
   job_.num_sequences = static_cast<std::int64_t>(sequences_.size());
 }
 
-void AttentionPlan::check_mask(const TensorView& mask, const TensorView& query, const TensorView& key, bool packed) {
-  const Argument argument{operation_, "mask"};
-  check_device(mask, query.device, argument);
-  if (mask.dtype != DType::boolean && mask.dtype != DType::float32 && mask.dtype != query.dtype) {
-    std::string expected = "bool, float32";
-    if (query.dtype != DType::float32) expected += std::string(" or ") + name_of(query.dtype);
-    refuse_type(argument, expected, name_of(mask.dtype), "Convert it first.");
-  }
+void AttentionPlan::add_mask(const TensorView& mask, const TensorView& query, const TensorView& key, bool packed) {
   const std::int64_t sizes[] = {query.shape[0], query.shape[1], query.shape[2], key.shape[2]};
-  std::int64_t strides[4] = {};
-  bool broadcasts = mask.ndim <= 4;
-  for (int d = 0; d < mask.ndim && broadcasts; ++d) {
-    const int full = 4 - mask.ndim + d;
-    broadcasts = mask.shape[d] == 1 || mask.shape[d] == sizes[full];
-    strides[full] = mask.shape[d] == 1 ? 0 : stride_of(mask, d);
-  }
-  if (!broadcasts) {
-    refuse_value(argument, "a shape that broadcasts to " + text_of_shape({sizes[0], sizes[1], sizes[2], sizes[3]}),
-                 describe_shape(mask));
-  }
-  job_.mask = {mask.data, packed ? 0 : strides[0], strides[1], strides[2], strides[3]};
+  job_.mask = mask_tensor(mask, query, sizes, {operation_, "mask"});
+  if (packed) job_.mask.batch = 0;
   job_.mask_dtype = mask.dtype;
 }
 

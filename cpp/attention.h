@@ -47,7 +47,7 @@ class AttentionPlan {
 
  private:
   void add_sequences(const TensorView& query, const TensorView& key, const AttentionOptions& options);
-  void check_mask(const TensorView& mask, const TensorView& query, const TensorView& key, bool packed);
+  void add_mask(const TensorView& mask, const TensorView& query, const TensorView& key, bool packed);
   void check_alibi(const TensorView& slopes, const TensorView& query, std::int64_t batch);
 
   const char* operation_;
@@ -56,6 +56,9 @@ class AttentionPlan {
   std::vector<AttentionSequence> sequences_;
   OverlapCheck overlaps_;
 };
+
+// Refuses numbers that make no sense, and cu_seqlens of one side only.
+void check_attention_options(const char* operation, const AttentionOptions& options);
 
 // The four-dimensional view as the kernels address it. A packed one keeps its rows apart by their sequences alone.
 HeadTensor head_tensor(const TensorView& view, bool packed);

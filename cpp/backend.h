@@ -13,6 +13,7 @@
 
 #include "attention_job.h"
 #include "clip_options.h"
+#include "masked_softmax_job.h"
 #include "math/clip.h"
 #include "math/dropout.h"
 #include "math/norm.h"
@@ -123,6 +124,9 @@ struct Backend {
 
   // Writes the gradients that are wanted.
   void (*attention_backward)(const AttentionJob&, const AttentionGrads&, const Stream&);
+
+  void (*masked_softmax_forward)(const SoftmaxJob&, const Stream&);
+  void (*masked_softmax_backward)(const SoftmaxJob&, const SoftmaxGrads&, const Stream&);
 };
 
 }  // namespace fusestep

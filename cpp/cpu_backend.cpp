@@ -4,6 +4,7 @@
 
 #include "cpu_attention.h"
 #include "cpu_kernels.h"
+#include "cpu_masked_softmax.h"
 #include "slices.h"
 
 namespace fusestep {
@@ -67,6 +68,14 @@ void dropout(const DropoutJob& job, const Stream& /*stream*/) {
 
 }  // namespace
 
-const Backend kCpuBackend{"cpu", step, norm, rewrite, dropout, cpu_attention_forward, cpu_attention_backward};
+const Backend kCpuBackend{"cpu",
+                          step,
+                          norm,
+                          rewrite,
+                          dropout,
+                          cpu_attention_forward,
+                          cpu_attention_backward,
+                          cpu_masked_softmax_forward,
+                          cpu_masked_softmax_backward};
 
 }  // namespace fusestep

@@ -48,6 +48,13 @@ struct GradMaskTiles {
         keys(grads.mask_has_key ? attention_blocks(sequence.keys, key_block) : 1) {}
 };
 
+// The backward pass of the masked softmax.
+struct SoftmaxBackwardJob {
+  const SoftmaxJob* forward;
+  const SoftmaxGrads* grads;
+  void* partial;  // [block][mask column], float or double: where a mask's row gets parts from several blocks
+};
+
 struct CpuKernels {
   const char* name;
 
@@ -70,6 +77,12 @@ struct CpuKernels {
   std::int64_t attention_key_block;
   void (*attention_backward)(const AttentionBackwardJob&, std::int64_t unit);
   void (*attention_grad_mask)(const AttentionBackwardJob&, std::int64_t unit);
+
+  // Rows [first, last) of a masked softmax; one block of its backward pass (cpu_masked_softmax.h); one row of the
+  // mask's gradient from the parts that the blocks have left.
+  void (*softmax_forward)(const SoftmaxJob&, std::int64_t first, std::int64_t last);
+  void (*softmax_backward)(const SoftmaxBackwardJob&, std::int64_t block);
+  void (*softmax_grad_mask)(const SoftmaxBackwardJob&, std::int64_t mask_row);
 
   // The floor that benchmarks compare with: elements [begin, end) of every array are read, those of the first
   // `num_written` are written back, with one fma each and nothing else.
