@@ -1,4 +1,4 @@
-"""Prints {what: hash of every bit it gave}, for all optimizers, norms and clips: test_bits.py runs it."""
+"""Prints {what: hash of every bit it gave}, for all optimizers, norms, clips and dropout: test_bits.py runs it."""
 
 from __future__ import annotations
 
@@ -54,8 +54,19 @@ def grad_bits() -> Iterator[tuple[str, str]]:
             yield f"clip_grad_value_ {dtype} {layout}", digest(problems.flat(grads))
 
 
+def dropout_bits() -> Iterator[tuple[str, str]]:
+    rng = np.random.default_rng(2)
+    for dtype in ("float32", "float64", "bfloat16", "float16"):
+        for layout in ("contiguous", "strided"):
+            arrays = [problems.array(rng.standard_normal(n), dtype, layout=layout) for n in SIZES]
+            outs = [ops.dropout(a, 0.3, seed=2**63 + 5, offset=7) for a in arrays]
+            yield f"dropout {dtype} {layout}", digest(problems.flat(outs))
+            outs = [ops.dropout_add(a, o, 0.1, seed=5) for a, o in zip(arrays, outs, strict=True)]
+            yield f"dropout_add {dtype} {layout}", digest(problems.flat(outs))
+
+
 def all_bits() -> dict[str, str]:
-    return dict([*optimizer_bits(), *grad_bits()])
+    return dict([*optimizer_bits(), *grad_bits(), *dropout_bits()])
 
 
 if __name__ == "__main__":
