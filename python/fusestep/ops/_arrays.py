@@ -61,3 +61,12 @@ def check_seed(operation: str, probability: Any, seed: Any) -> None:
             "The mask is a function of the arguments alone: choose a seed, and another one for each call.",
             TypeError,
         )
+
+
+def check_grad_mask(operation: str, wanted: bool, mask: Any) -> None:
+    """Refuses to give a gradient of a mask that has none."""
+    if not wanted:
+        return
+    if mask is None or str(getattr(mask, "dtype", "")) in ("bool", "torch.bool"):
+        got = "None" if mask is None else "a boolean one"
+        refuse(operation, "mask", "an additive mask beside grad_mask=True", got, error=TypeError)

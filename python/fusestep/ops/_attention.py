@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from fusestep import _core
-from fusestep._refusal import refuse
 
-from ._arrays import bump_versions, check_seed, empty, shape_of
+from ._arrays import bump_versions, check_grad_mask, check_seed, empty, shape_of
 
 
 def attention(
@@ -142,8 +141,7 @@ def attention_backward(
         "cu_seqlens_q": cu_seqlens_q,
         "cu_seqlens_k": cu_seqlens_k,
     }
-    if grad_mask and mask is None:
-        refuse("attention_backward", "mask", "an additive mask beside grad_mask=True", "None", error=TypeError)
+    check_grad_mask("attention_backward", grad_mask, mask)
     operation = "attention_backward"
     grad_query = empty(operation, "query", shape_of(query), query)
     grad_key = empty(operation, "key", shape_of(key), key)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from fusestep import _core
-from fusestep._refusal import refuse
 
-from ._arrays import bump_versions, check_seed, empty, shape_of
+from ._arrays import bump_versions, check_grad_mask, check_seed, empty, shape_of
 
 
 def masked_softmax(
@@ -104,8 +103,7 @@ def masked_softmax_backward(
         "seed": seed,
         "offset": offset,
     }
-    if grad_mask and mask is None:
-        refuse("masked_softmax_backward", "mask", "an additive mask beside grad_mask=True", "None", error=TypeError)
+    check_grad_mask("masked_softmax_backward", grad_mask, mask)
     grad_scores = empty("masked_softmax_backward", "scores", shape_of(scores), scores)
     mask_grad = empty("masked_softmax_backward", "mask", shape_of(mask), mask) if grad_mask else None
     _core.masked_softmax_backward("masked_softmax_backward", grad_out, scores, lse, grad_scores, mask_grad, options)
