@@ -253,22 +253,23 @@ class BackwardTile {
       const T* values = out.data + row * out.stride;
       V sum(T(0));
       for (std::int64_t c = 0; c < value_stride_; c += kWidth) sum = fma(V::load(grad + c), V::load(values + c), sum);
-      delta_[row] = sum_of_lanes(sum);
+      sum.store(score_grads_ + row * kWidth);
       const T l = lse[row * job_.lse.row];
       // Rows that attend to nothing: every power of two below is that of -inf then, which is 0.
       lse_[row] = l == -kInfinity ? kInfinity : static_cast<T>(static_cast<double>(l) * kLog2E);
     }
+    sum_lanes();
   }
 
-  static T sum_of_lanes(V sum) {
-    T lane[kWidth];
-    sum.store(lane);
-#pragma GCC unroll 8
-    for (std::int64_t half = kWidth / 2; half > 0; half /= 2) {
-#pragma GCC unroll 8
-      for (std::int64_t i = 0; i < half; ++i) lane[i] += lane[i + half];
+  // delta_ = the sums of the rows of kWidth that score_grads_ holds; turned over, so that vectors are added.
+  void sum_lanes() {
+    transpose_rows({score_grads_, kWidth}, query_count_, kWidth, T(1), weights_, kQueryBlock,
+                   round_up(query_count_, kWidth));
+    for (std::int64_t row = 0; row < query_count_; row += kWidth) {
+      V sum = V::load(weights_ + row);
+      for (std::int64_t lane = 1; lane < kWidth; ++lane) sum = sum + V::load(weights_ + lane * kQueryBlock + row);
+      sum.store(delta_ + row);
     }
-    return lane[0];
   }
 
   // The product's rows [strip], in the vectors that its part of the keys touches.
