@@ -6,10 +6,12 @@
 #include <limits>
 
 #include "cpu/attention_gemm.h"
+#include "cpu/attention_store.h"
 #include "cpu/attention_tiles.h"
 #include "cpu/kernels.h"
 #include "math/attention/dropout.h"
 #include "math/attention/score.h"
+#include "math/log2.h"
 #include "scratch.h"
 
 namespace fusestep::FUSESTEP_ISA {
@@ -18,8 +20,6 @@ namespace {
 constexpr int kKeyTile = 128;
 constexpr int kWordKeys = 32;  // keys whose bits share a word
 constexpr int kWords = kKeyTile / kWordKeys;
-
-constexpr std::int64_t round_up(std::int64_t n, std::int64_t to) { return (n + to - 1) / to * to; }
 
 // x where its number, the upper half of a word, is not below the threshold; else 0.
 FUSESTEP_HD Vec<float> keep_by_words(Vec<float> x, const std::uint32_t* words, int shift, std::uint32_t threshold) {
@@ -30,24 +30,6 @@ FUSESTEP_HD Vec<double> keep_by_words(Vec<double> x, const std::uint32_t* words,
   for (int i = 0; i < Vec<double>::kWidth; ++i) numbers[i] = static_cast<std::uint16_t>(words[i] << shift >> 16);
   return keep(x, numbers, static_cast<std::uint16_t>(threshold));
 }
-
-// Cuts the scratch memory into arrays.
-class Arena {
- public:
-  explicit Arena(void* memory) : next_(static_cast<unsigned char*>(memory)) {}
-
-  template <class T>
-  T* take(std::int64_t count) {
-    T* array = reinterpret_cast<T*>(next_ + size_);
-    size_ += static_cast<std::size_t>(round_up(count * static_cast<std::int64_t>(sizeof(T)), 64));
-    return array;
-  }
-  std::size_t size() const { return size_; }
-
- private:
-  unsigned char* next_;
-  std::size_t size_ = 0;
-};
 
 // One block of queries of one head.
 template <class T>
@@ -87,7 +69,6 @@ class ForwardBlock {
     out_ = arena.take<T>(kQueryBlock * value_stride_);
     keys_ = arena.take<T>(kKeyTile * job_.head_dim);
     values_ = arena.take<T>(kKeyTile * value_stride_);
-    mask_ = arena.take<T>(job_.mask.data != nullptr && job_.mask_dtype != DType::boolean ? kKeyTile * kP : 0);
     maximum_ = arena.take<T>(kQueryBlock);
     sum_ = arena.take<T>(kQueryBlock);
     rescale_ = arena.take<T>(kQueryBlock);
@@ -118,11 +99,16 @@ class ForwardBlock {
   }
 
   void start() {
-    const std::int64_t offset = query_offset(job_.query);
-    for (std::int64_t row = 0; row < rows_; row += kP) {
-      copy_transposed(queries_t_ + row * job_.head_dim, kP, job_.query, job_.dtype, offset + row * job_.query.row,
-                      std::min<std::int64_t>(kP, rows_ - row), job_.head_dim, terms_.query_scale);
-    }
+    with_elements(job_.query.data, job_.dtype, query_offset(job_.query), [&](const auto* from) {
+      const V scale(terms_.query_scale);
+      for (std::int64_t row = 0; row < rows_; row += kP) {
+        T* to = queries_t_ + row * job_.head_dim;
+        for_each_column<T>(
+            from + row * job_.query.row, job_.query.row, job_.query.column, std::min<std::int64_t>(kP, rows_ - row),
+            job_.head_dim,
+            [&](std::int64_t column, std::int64_t lane, V x) { (x * scale).store(to + column * kP + lane); });
+      }
+    });
     std::fill_n(maximum_, kQueryBlock, -kInfinity);
     std::fill_n(sum_, kQueryBlock, T(0));
     std::fill_n(out_, rows_ * value_stride_, T(0));
@@ -136,43 +122,45 @@ class ForwardBlock {
     }
   }
 
-  // Which keys of the tile take part for each query, where a boolean mask or the band's edge says so. `restricted`
-  // tells whether any does not. False: none does.
-  bool fill_bits(std::int64_t key0, std::int64_t keys, bool& restricted) {
-    const bool boolean = job_.mask.data != nullptr && job_.mask_dtype == DType::boolean;
-    bool edge = false;
-    for (const std::int64_t row : {std::int64_t{0}, rows_ - 1}) {
-      const PositionRange range = sequence_->band.keys_of(query0_ + row);
-      edge = edge || range.begin > key0 || range.end < key0 + keys;
-    }
-    restricted = boolean || edge;
-    if (!restricted) return true;
-    std::uint32_t any = 0;
-    std::uint32_t missing = 0;
+  // Which keys of the tile take part for each query: where the band ends inside the tile, and where a boolean mask says
+  // so. False: none does.
+  bool fill_bits(std::int64_t key0, std::int64_t keys) {
+    const bool boolean = masked_by_booleans();
+    if (!boolean && rows_ % kP == 0 && !restricts(0, rows_, {key0, key0 + keys})) return true;
+    const Band band = sequence_->band;
     const auto* mask = static_cast<const std::uint8_t*>(job_.mask.data);
     if (boolean) mask += query_offset(job_.mask) + (sequence_->key_begin + key0) * job_.mask.column;
-    for (std::int64_t word = 0; word * kWordKeys < keys; ++word) {
-      const std::int64_t count = std::min<std::int64_t>(kWordKeys, keys - word * kWordKeys);
-      const std::uint32_t all = bits_in({0, count}, 0);
-      for (std::int64_t row = 0; row < rows_; ++row) {
-        std::uint32_t bits = bits_in(sequence_->band.keys_of(query0_ + row), key0 + word * kWordKeys) & all;
-        if (boolean) {
-          bits &= bits_of_booleans(mask + row * job_.mask.row + word * kWordKeys * job_.mask.column, job_.mask.column,
-                                   count);
-        }
-        bits_[word * kQueryBlock + row] = bits;
-        any |= bits;
-        missing |= bits ^ all;
+    std::uint32_t any = 0;
+    for (std::int64_t first = 0; first < keys; first += kWordKeys) {
+      std::uint32_t* bits = bits_ + first / kWordKeys * kQueryBlock;
+      const std::int64_t count = std::min<std::int64_t>(kWordKeys, keys - first);
+      const std::int64_t most = std::min(first + count, band.keys - key0) - first;
+      const std::int64_t beside = query0_ + band.shift - key0 - first;  // the key beside the first query
+      for (std::int64_t row = 0; row < kQueryBlock; ++row) {
+        const std::int64_t end = beside + row + band.right + 1;
+        bits[row] = bits_between(beside + row - band.left, end < most ? end : most);
       }
-      for (std::int64_t row = rows_; row < kQueryBlock; ++row) bits_[word * kQueryBlock + row] = 0;
+      if (boolean) {
+        for (std::int64_t row = 0; row < rows_; ++row) {
+          bits[row] &= bits_of_booleans(mask + row * job_.mask.row + first * job_.mask.column, job_.mask.column, count);
+        }
+      }
+      for (std::int64_t row = 0; row < rows_; ++row) any |= bits[row];
     }
-    restricted = missing != 0;
     return any != 0;
   }
 
+  bool masked_by_booleans() const { return job_.mask.data != nullptr && job_.mask_dtype == DType::boolean; }
+
+  // Whether the band leaves out any of these keys for any of rows [first, last).
+  bool restricts(std::int64_t first, std::int64_t last, PositionRange keys) const {
+    const PositionRange front = sequence_->band.keys_of(query0_ + first);
+    const PositionRange back = sequence_->band.keys_of(query0_ + last - 1);
+    return back.begin > keys.begin || front.end < keys.end;
+  }
+
   void run_tile(std::int64_t key0, std::int64_t keys) {
-    bool restricted = false;
-    if (!fill_bits(key0, keys, restricted)) return;
+    if (!fill_bits(key0, keys)) return;
     const std::int64_t kv_head = job_.kv_head(head_);
     const auto offset = [&](const HeadTensor& tensor) {
       return tensor.offset(sequence_->batch, kv_head) + (sequence_->key_begin + key0) * tensor.row;
@@ -180,20 +168,26 @@ class ForwardBlock {
     const Rows<T> key_rows = rows_of(keys_, job_.head_dim, job_.key, job_.dtype, offset(job_.key), keys, job_.head_dim);
     const Rows<T> value_rows =
         rows_of(values_, value_stride_, job_.value, job_.dtype, offset(job_.value), keys, job_.value_dim);
-    for (std::int64_t row = 0; row < rows_; row += kP) run_panel(row, key0, keys, restricted, key_rows, value_rows);
+    for (std::int64_t row = 0; row < rows_; row += kP) run_panel(row, key0, keys, key_rows, value_rows);
   }
 
-  void run_panel(std::int64_t row0, std::int64_t key0, std::int64_t keys, bool restricted, Rows<T> key_rows,
-                 Rows<T> value_rows) {
+  void run_panel(std::int64_t row0, std::int64_t key0, std::int64_t keys, Rows<T> key_rows, Rows<T> value_rows) {
     const std::int64_t rows = std::min<std::int64_t>(kP, rows_ - row0);
     const PositionRange range = keys_of(row0, row0 + rows);
     const std::int64_t begin = std::max(range.begin - key0, std::int64_t{0});
     const std::int64_t end = std::min(range.end - key0, keys);
     if (begin >= end) return;
+    for (int n = 0; n < kVecs; ++n) {
+      const std::int64_t first = n * kWidth;
+      vector_keys_[n] = {end, end};  // vectors without a row look at nothing
+      if (first >= rows) continue;
+      const PositionRange keys_of_vector = keys_of(row0 + first, row0 + std::min<std::int64_t>(first + kWidth, rows));
+      vector_keys_[n] = {std::max(keys_of_vector.begin - key0, begin), std::min(keys_of_vector.end - key0, end)};
+    }
     score_panel(row0, begin, end, key_rows);
     if (terms_.changes()) change_scores(row0, key0, begin, end);
-    if (job_.mask.data != nullptr && job_.mask_dtype != DType::boolean) add_mask_panel(row0, rows, key0, begin, end);
-    if (restricted) {
+    if (job_.mask.data != nullptr && !masked_by_booleans()) add_mask_panel(row0, rows, key0, begin, end);
+    if (masked_by_booleans() || rows < kP || restricts(row0, row0 + rows, {key0 + begin, key0 + end})) {
       weigh_panel<true>(row0, key0, begin, end);
     } else {
       weigh_panel<false>(row0, key0, begin, end);
@@ -201,15 +195,22 @@ class ForwardBlock {
     output_panel(row0, rows, key0, begin, end, value_rows);
   }
 
-  // scores_ = keys . queries, and the terms that change them.
+  // scores_ = keys . queries, for the vectors of queries that may look at any of a block of keys.
   void score_panel(std::int64_t row0, std::int64_t begin, std::int64_t end, Rows<T> keys) {
     const T* queries_t = queries_t_ + row0 * job_.head_dim;
     const RowBlocks blocks(end - begin);
     for (std::int64_t b = 0; b < blocks.count; ++b) {
       const std::int64_t key = begin + blocks.begin(b);
       const std::int64_t count = begin + blocks.begin(b + 1) - key;
-      kScoreBlocks<T>.of[count - 1][kVecs - 1](keys.data + key * keys.stride, keys.stride, queries_t, job_.head_dim,
-                                               scores_ + key * kP);
+      // A vector further on begins and ends no earlier.
+      int first = 0;
+      int last = kVecs;
+      while (first < last && vector_keys_[first].end <= key) ++first;
+      while (first < last && vector_keys_[last - 1].begin >= key + count) --last;
+      if (first == last) continue;
+      const std::int64_t lane = first * kWidth;
+      kScoreBlocks<T>.of[count - 1][last - first - 1](keys.data + key * keys.stride, keys.stride, queries_t + lane,
+                                                      job_.head_dim, scores_ + key * kP + lane);
     }
   }
 
@@ -230,11 +231,13 @@ class ForwardBlock {
   void add_mask_panel(std::int64_t row0, std::int64_t rows, std::int64_t key0, std::int64_t begin, std::int64_t end) {
     const std::int64_t offset =
         query_offset(job_.mask) + row0 * job_.mask.row + (sequence_->key_begin + key0 + begin) * job_.mask.column;
-    T* mask = mask_ + begin * kP;
-    copy_transposed(mask, kP, job_.mask, job_.mask_dtype, offset, rows, end - begin, T(1));
-    for (std::int64_t i = begin * kP; i < end * kP; i += kWidth) {
-      add_mask<T>(V::load(scores_ + i), V::load(mask_ + i)).store(scores_ + i);
-    }
+    with_elements(job_.mask.data, job_.mask_dtype, offset, [&](const auto* from) {
+      for_each_column<T>(from, job_.mask.row, job_.mask.column, rows, end - begin,
+                         [&](std::int64_t key, std::int64_t lane, V mask) {
+                           T* score = scores_ + (begin + key) * kP + lane;
+                           add_mask<T>(V::load(score), mask).store(score);
+                         });
+    });
   }
 
   // scores_ become weights: 2^(score - maximum), after dropout. The maximum, the sum before dropout and what earlier
@@ -253,7 +256,8 @@ class ForwardBlock {
       const std::int64_t lane = n * kWidth;
       const V before = V::load(maximum_ + row0 + lane);
       V highest = before;
-      for (std::int64_t key = begin; key < end; ++key) highest = max_number(highest, score(key, lane));
+      const PositionRange keys = kRestricted ? vector_keys_[n] : PositionRange{begin, end};
+      for (std::int64_t key = keys.begin; key < keys.end; ++key) highest = max_number(highest, score(key, lane));
       highest.store(maximum_ + row0 + lane);
       // Where nothing took part yet the maximum is -inf: 0 in its place leaves 2^-inf = 0 instead of NaN.
       maximum[n] = max_number(highest, V(std::numeric_limits<T>::lowest()));
@@ -273,6 +277,10 @@ class ForwardBlock {
       const std::uint32_t* words = drop_words_ + in_group / 2 * kP;
       for (int n = 0; n < kVecs; ++n) {
         const std::int64_t lane = n * kWidth;
+        if (kRestricted && (key < vector_keys_[n].begin || key >= vector_keys_[n].end)) {
+          V(T(0)).store(scores_ + key * kP + lane);
+          continue;
+        }
         V weight = exp2<T>(score(key, lane) - maximum[n]);
         sum[n] = sum[n] + weight;
         if (drops) weight = keep_by_words(weight, words + lane, in_group % 2 == 0 ? 16 : 0, job_.dropout.threshold);
@@ -317,52 +325,22 @@ class ForwardBlock {
   }
 
   void finish() {
+    // A row that attends to nothing has no logarithm; what stands in its place is not used.
+    T lse[kQueryBlock];
+    for (std::int64_t row = 0; row < kQueryBlock; row += kWidth) {
+      T guess[kWidth];
+      for (int i = 0; i < kWidth; ++i) guess[i] = guess_log2(static_cast<float>(sum_[row + i]));
+      const V log = log2_from<T>(V::load(guess), V::load(sum_ + row));
+      ((V::load(maximum_ + row) + log) * V(static_cast<T>(kLn2))).store(lse + row);
+    }
     const T keep_scale = static_cast<T>(job_.dropout.scale());
+    T* const lse_to = static_cast<T*>(job_.lse.data) + query_offset(job_.lse);
+    const std::int64_t out_offset = query_offset(job_.out);
     for (std::int64_t row = 0; row < rows_; ++row) {
       const bool empty = maximum_[row] == -kInfinity;
-      // Rows that attend to nothing are zero.
-      const T factor = empty ? T(0) : keep_scale / sum_[row];
-      T* out = out_ + row * value_stride_;
-      for (std::int64_t i = 0; i < value_stride_; i += kWidth) (V::load(out + i) * V(factor)).store(out + i);
-      const T lse =
-          empty
-              ? -kInfinity
-              : static_cast<T>((static_cast<double>(maximum_[row]) + std::log2(static_cast<double>(sum_[row]))) * kLn2);
-      static_cast<T*>(job_.lse.data)[query_offset(job_.lse) + row * job_.lse.row] = lse;
-      store_row(out, query_offset(job_.out) + row * job_.out.row);
-    }
-  }
-
-  void store_row(const T* from, std::int64_t offset) const {
-    switch (job_.dtype) {
-      case DType::float16:
-        return store_row(static_cast<Float16*>(job_.out.data) + offset, from);
-      case DType::bfloat16:
-        return store_row(static_cast<BFloat16*>(job_.out.data) + offset, from);
-      default:
-        return store_row(static_cast<T*>(job_.out.data) + offset, from);
-    }
-  }
-
-  template <class S>
-  void store_row(S* to, const T* from) const {
-    std::int64_t i = 0;
-    if constexpr (sizeof(T) == 4 || sizeof(S) == sizeof(T)) {
-      if (job_.out.column == 1) {
-        for (; i + kWidth <= job_.value_dim; i += kWidth) V::load(from + i).store(to + i);
-      }
-    }
-    for (; i < job_.value_dim; ++i) to[i * job_.out.column] = narrow<S>(from[i]);
-  }
-
-  template <class S>
-  static S narrow(T x) {
-    if constexpr (sizeof(S) == sizeof(T)) {
-      return x;
-    } else if constexpr (__is_same(S, BFloat16)) {
-      return to_bfloat16(static_cast<float>(x));
-    } else {
-      return to_float16(static_cast<float>(x));
+      lse_to[row * job_.lse.row] = empty ? -kInfinity : lse[row];
+      store_row(job_.out, job_.dtype, out_offset + row * job_.out.row, out_ + row * value_stride_,
+                empty ? T(0) : keep_scale / sum_[row], job_.value_dim);
     }
   }
 
@@ -372,6 +350,7 @@ class ForwardBlock {
   std::int64_t head_ = 0;
   std::int64_t query0_ = 0;
   std::int64_t rows_ = 0;
+  PositionRange vector_keys_[kVecs];  // of the panel and tile at work: what each vector of queries may look at
   ScoreTerms<T> terms_{1, 0, 0};
 
   T* queries_t_;  // [panel][head dim][kP], scaled
@@ -379,7 +358,6 @@ class ForwardBlock {
   T* out_;        // [row][value_stride_]
   T* keys_;       // [key][head dim], where the array's own memory does not do
   T* values_;     // [key][value_stride_], as well
-  T* mask_;       // [key][kP]
   T* maximum_;    // [row], in base 2
   T* sum_;
   T* rescale_;

@@ -3,6 +3,7 @@
 // keys or values.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "simd/vec.h"
@@ -25,11 +26,13 @@ inline constexpr int kPanel = kVecs * Vec<T>::kWidth;
 
 // `total` rows in as few blocks as can be, all of about the same size: a block of one or two rows is a slow one.
 struct RowBlocks {
-  std::int64_t total;
   std::int64_t count;
+  std::int64_t size;
+  std::int64_t larger;  // so many blocks have one row more
 
-  FUSESTEP_HD explicit RowBlocks(std::int64_t rows) : total(rows), count((rows + kRowBlock - 1) / kRowBlock) {}
-  FUSESTEP_HD std::int64_t begin(std::int64_t block) const { return block * total / count; }
+  FUSESTEP_HD explicit RowBlocks(std::int64_t rows)
+      : count((rows + kRowBlock - 1) / kRowBlock), size(rows / count), larger(rows % count) {}
+  FUSESTEP_HD std::int64_t begin(std::int64_t block) const { return block * size + std::min(block, larger); }
 };
 
 // sums[r][n] += a(r, step) * b[step * b_stride + n * width ...] over all steps.

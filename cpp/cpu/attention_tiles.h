@@ -73,8 +73,7 @@ struct Rows {
 template <class T>
 inline constexpr DType kDTypeOf = sizeof(T) == 8 ? DType::float64 : DType::float32;
 
-// The copy's rows are buffer_stride apart and zero beyond `columns`. `whole`: reading whole vectors up to buffer_stride
-// must not pass the end of a row.
+// The copy's rows are buffer_stride apart and zero beyond `columns`.
 template <class T>
 void copy_rows(T* buffer, std::int64_t buffer_stride, const HeadTensor& tensor, DType dtype, std::int64_t offset,
                std::int64_t rows, std::int64_t columns) {
@@ -97,29 +96,61 @@ FUSESTEP_HD Rows<T> rows_of(T* buffer, std::int64_t buffer_stride, const HeadTen
   return {buffer, buffer_stride};
 }
 
-// to[column][panel] = factor * rows, transposed; lanes beyond `rows` are zero.
 template <class T>
-void copy_transposed(T* to, std::int64_t panel, const HeadTensor& tensor, DType dtype, std::int64_t offset,
-                     std::int64_t rows, std::int64_t columns, T factor) {
-  with_elements(tensor.data, dtype, offset, [&](const auto* from) {
-    for (std::int64_t r = 0; r < panel; ++r) {
-      for (std::int64_t c = 0; c < columns; ++c) {
-        to[c * panel + r] = r < rows ? widen<T>(from[r * tensor.row + c * tensor.column]) * factor : T(0);
-      }
-    }
-  });
+FUSESTEP_HD void transpose(Vec<T> (&x)[Vec<T>::kWidth]) {
+  constexpr int kWidth = Vec<T>::kWidth;
+  T rows[kWidth][kWidth];
+  T columns[kWidth][kWidth];
+  for (int i = 0; i < kWidth; ++i) x[i].store(rows[i]);
+  for (int i = 0; i < kWidth; ++i) {
+    for (int j = 0; j < kWidth; ++j) columns[j][i] = rows[i][j];
+  }
+  for (int i = 0; i < kWidth; ++i) x[i] = Vec<T>::load(columns[i]);
 }
 
-// Which of 32 neighbouring keys, from `first` on, lie in the range.
-FUSESTEP_HD std::uint32_t bits_in(PositionRange range, std::int64_t first) {
-  const std::int64_t begin = std::clamp<std::int64_t>(range.begin - first, 0, 32);
-  const std::int64_t end = std::clamp<std::int64_t>(range.end - first, begin, 32);
-  const std::uint64_t bits = (std::uint64_t{1} << end) - (std::uint64_t{1} << begin);
-  return static_cast<std::uint32_t>(bits);
+// Calls sink(column, row, vector) with neighbouring rows of each column in a vector; lanes beyond `rows` are zero.
+template <class T, class S, class Sink>
+FUSESTEP_HD void for_each_column(const S* from, std::int64_t row_stride, std::int64_t column_stride, std::int64_t rows,
+                                 std::int64_t columns, const Sink& sink) {
+  using V = Vec<T>;
+  constexpr int kWidth = V::kWidth;
+  for (std::int64_t row = 0; row < rows; row += kWidth) {
+    const S* part = from + row * row_stride;
+    std::int64_t column = 0;
+    if constexpr (kLoads<T, S>) {
+      if (row_stride == 0) {
+        for (; column < columns; ++column) sink(column, row, V(widen<T>(part[column * column_stride])));
+      } else if (rows - row >= kWidth && row_stride == 1) {
+        for (; column < columns; ++column) sink(column, row, V::load(part + column * column_stride));
+      } else if (rows - row >= kWidth && column_stride == 1) {
+        for (; column + kWidth <= columns; column += kWidth) {
+          V x[kWidth];
+          for (int i = 0; i < kWidth; ++i) x[i] = V::load(part + i * row_stride + column);
+          transpose(x);
+          for (int i = 0; i < kWidth; ++i) sink(column + i, row, x[i]);
+        }
+      }
+    }
+    for (; column < columns; ++column) {
+      T lanes[kWidth];
+      for (int i = 0; i < kWidth; ++i) {
+        lanes[i] = row + i < rows ? widen<T>(part[i * row_stride + column * column_stride]) : T(0);
+      }
+      sink(column, row, V::load(lanes));
+    }
+  }
+}
+
+// Which of 32 neighbouring positions, the first being 0, lie in [begin, end).
+FUSESTEP_HD std::uint32_t bits_between(std::int64_t begin, std::int64_t end) {
+  begin = begin < 0 ? 0 : begin > 32 ? 32 : begin;
+  end = end < begin ? begin : end > 32 ? 32 : end;
+  return static_cast<std::uint32_t>((std::uint64_t{1} << end) - (std::uint64_t{1} << begin));
 }
 
 // Which of `count` (at most 32) booleans are true.
 FUSESTEP_HD std::uint32_t bits_of_booleans(const std::uint8_t* from, std::int64_t stride, std::int64_t count) {
+  if (stride == 1 && count == 32) return nonzero_bytes(from);
   std::uint32_t bits = 0;
   for (std::int64_t i = 0; i < count; ++i) bits |= static_cast<std::uint32_t>(from[i * stride] != 0) << i;
   return bits;

@@ -49,11 +49,12 @@ struct Exp2<double> {
                                            7.05489730415549928e-9,   4.45581790833606449e-10, 2.57293241773623042e-11};
 };
 
-// 2^x split into 2^n * (1 + rest): n whole, rest in [-0.3, 0.42] and accurate relative to itself.
+// 2^x = 2^n * (1 + fraction * slope): n whole. The product lies in [-0.3, 0.42] and is accurate relative to itself.
 template <class V>
 struct SplitPower {
   V n;
-  V rest;
+  V fraction;
+  V slope;
 };
 
 template <class T, class V>
@@ -64,7 +65,7 @@ FUSESTEP_HD SplitPower<V> split_exp2(V x) {
   V q(C::kTerm[C::kTerms - 1]);
 #pragma GCC unroll 16
   for (int i = C::kTerms - 2; i >= 0; --i) q = fma(q, f, V(C::kTerm[i]));
-  return {n, q * f};
+  return {n, f, q};
 }
 
 // 2^x for x below the largest exponent. What would be subnormal is 0 (on processors they are slow, on some devices they
@@ -72,7 +73,7 @@ FUSESTEP_HD SplitPower<V> split_exp2(V x) {
 template <class T, class V>
 FUSESTEP_HD V exp2(V x) {
   const SplitPower<V> power = split_exp2<T>(x);
-  return zero_below(scale_by_power(power.rest + V(T(1)), power.n), x, V(Exp2<T>::kLowest));
+  return zero_below(scale_by_power(fma(power.fraction, power.slope, V(T(1))), power.n), x, V(Exp2<T>::kLowest));
 }
 
 }  // namespace fusestep

@@ -187,5 +187,31 @@ FUSESTEP_HD Vec<double> keep(Vec<double> x, const std::uint16_t* numbers, std::u
   return _mm256_and_pd(x.v, _mm256_castsi256_pd(_mm256_cvtepi16_epi64(kept)));
 }
 
+// Rows become columns.
+FUSESTEP_HD void transpose(Vec<float> (&x)[8]) {
+  __m256 pairs[8];
+  __m256 fours[8];
+  for (int i = 0; i < 8; i += 2) {
+    pairs[i] = _mm256_unpacklo_ps(x[i].v, x[i + 1].v);
+    pairs[i + 1] = _mm256_unpackhi_ps(x[i].v, x[i + 1].v);
+  }
+  for (int i = 0; i < 8; i += 4) {
+    fours[i] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], 0x44);
+    fours[i + 1] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], 0xee);
+    fours[i + 2] = _mm256_shuffle_ps(pairs[i + 1], pairs[i + 3], 0x44);
+    fours[i + 3] = _mm256_shuffle_ps(pairs[i + 1], pairs[i + 3], 0xee);
+  }
+  for (int i = 0; i < 4; ++i) {
+    x[i].v = _mm256_permute2f128_ps(fours[i], fours[i + 4], 0x20);
+    x[i + 4].v = _mm256_permute2f128_ps(fours[i], fours[i + 4], 0x31);
+  }
+}
+
+// Bit i tells whether byte i of 32 is not zero.
+FUSESTEP_HD std::uint32_t nonzero_bytes(const std::uint8_t* p) {
+  const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return ~static_cast<std::uint32_t>(_mm256_movemask_epi8(_mm256_cmpeq_epi8(bytes, _mm256_setzero_si256())));
+}
+
 }  // namespace
 }  // namespace fusestep::FUSESTEP_ISA

@@ -180,5 +180,38 @@ FUSESTEP_HD Vec<double> keep(Vec<double> x, const std::uint16_t* numbers, std::u
   return _mm512_maskz_mov_pd(_mm_cmpge_epu16_mask(number, least), x.v);
 }
 
+// Rows become columns.
+FUSESTEP_HD void transpose(Vec<float> (&x)[16]) {
+  __m512 pairs[16];
+  __m512 fours[16];
+  for (int i = 0; i < 16; i += 2) {
+    pairs[i] = _mm512_unpacklo_ps(x[i].v, x[i + 1].v);
+    pairs[i + 1] = _mm512_unpackhi_ps(x[i].v, x[i + 1].v);
+  }
+  // fours[4 g + c]: column 4 q + c of rows 4 g to 4 g + 3, in quarter q.
+  for (int i = 0; i < 16; i += 4) {
+    fours[i] = _mm512_shuffle_ps(pairs[i], pairs[i + 2], 0x44);
+    fours[i + 1] = _mm512_shuffle_ps(pairs[i], pairs[i + 2], 0xee);
+    fours[i + 2] = _mm512_shuffle_ps(pairs[i + 1], pairs[i + 3], 0x44);
+    fours[i + 3] = _mm512_shuffle_ps(pairs[i + 1], pairs[i + 3], 0xee);
+  }
+  for (int c = 0; c < 4; ++c) {
+    const __m512 front_even = _mm512_shuffle_f32x4(fours[c], fours[c + 4], 0x88);
+    const __m512 front_odd = _mm512_shuffle_f32x4(fours[c], fours[c + 4], 0xdd);
+    const __m512 back_even = _mm512_shuffle_f32x4(fours[c + 8], fours[c + 12], 0x88);
+    const __m512 back_odd = _mm512_shuffle_f32x4(fours[c + 8], fours[c + 12], 0xdd);
+    x[c].v = _mm512_shuffle_f32x4(front_even, back_even, 0x88);
+    x[c + 4].v = _mm512_shuffle_f32x4(front_odd, back_odd, 0x88);
+    x[c + 8].v = _mm512_shuffle_f32x4(front_even, back_even, 0xdd);
+    x[c + 12].v = _mm512_shuffle_f32x4(front_odd, back_odd, 0xdd);
+  }
+}
+
+// Bit i tells whether byte i of 32 is not zero.
+FUSESTEP_HD std::uint32_t nonzero_bytes(const std::uint8_t* p) {
+  const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return _mm256_test_epi8_mask(bytes, bytes);
+}
+
 }  // namespace
 }  // namespace fusestep::FUSESTEP_ISA

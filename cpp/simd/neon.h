@@ -5,6 +5,7 @@
 
 #include "math/hd.h"
 #include "math/lowp.h"
+#include "simd/bytes.h"
 
 namespace fusestep::FUSESTEP_ISA {
 namespace {

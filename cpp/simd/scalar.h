@@ -9,6 +9,7 @@
 #include "math/hd.h"
 #include "math/lowp.h"
 #include "math/philox.h"
+#include "simd/bytes.h"
 
 namespace fusestep::FUSESTEP_ISA {
 namespace {

@@ -15,7 +15,7 @@ FUSESTEP_HD V tanh(V x) {
   const V bounded = max(V(T(-20)), min(V(T(20)), x));
   const SplitPower<V> power = split_exp2<T>(bounded * V(static_cast<T>(2 * kLog2E)));
   const V two_to_n = scale_by_power(V(T(1)), power.n);
-  const V e = fma(two_to_n, power.rest, two_to_n - V(T(1)));
+  const V e = fma(two_to_n, power.fraction * power.slope, two_to_n - V(T(1)));
   return e / (e + V(T(2)));
 }
 
