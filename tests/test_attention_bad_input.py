@@ -326,7 +326,7 @@ def test_memory_that_overlaps():
     query = memory[: B * H * SQ * D].reshape(B, H, SQ, D)
     refuse("attention", ValueError, "out", query=query, out=query[..., :DV])
     out, lse = memory[: B * H * SQ * DV].reshape(B, H, SQ, DV), memory[: B * H * SQ].reshape(B, H, SQ)
-    refuse("attention", ValueError, "out|lse", out=out, lse=lse)
+    refuse("attention", ValueError, "(out|lse)", out=out, lse=lse)
     refuse("attention", ValueError, "out", out=torch.ones(1, 1, SQ, DV).expand(B, H, SQ, DV))
     scores = memory[: B * H * SQ * SK].reshape(B, H, SQ, SK)
     shifted = memory[1 : 1 + B * H * SQ * SK].reshape(B, H, SQ, SK)

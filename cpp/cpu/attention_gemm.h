@@ -31,7 +31,7 @@ struct RowBlocks {
   std::int64_t larger;  // so many blocks have one row more
 
   FUSESTEP_HD explicit RowBlocks(std::int64_t rows)
-      : count((rows + kRowBlock - 1) / kRowBlock), size(rows / count), larger(rows % count) {}
+      : count((rows + kRowBlock - 1) / kRowBlock), size(count == 0 ? 0 : rows / count), larger(rows - count * size) {}
   FUSESTEP_HD std::int64_t begin(std::int64_t block) const { return block * size + std::min(block, larger); }
 };
 
