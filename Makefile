@@ -18,6 +18,9 @@ bench: $(BUILD)/.installed
 	$(BIN)/fusestep bench optim $(ARGS)
 	$(BIN)/fusestep bench clip $(ARGS)
 	$(BIN)/fusestep bench overhead $(ARGS)
+	$(BIN)/fusestep bench attention $(ARGS)
+	$(BIN)/fusestep bench dropout $(ARGS)
+	$(BIN)/fusestep bench training $(ARGS)
 
 # The wheel, and a proof of it: installed beside NumPy alone, imported and used.
 wheel: $(VENV)/.ready

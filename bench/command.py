@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 SCHEMA = 1
-WHAT = ("optim", "clip", "overhead")
+WHAT = ("optim", "clip", "overhead", "attention", "dropout", "training")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -28,9 +28,10 @@ def main(argv: Sequence[str]) -> int:
 
     import fusestep
 
-    from . import clip, machine, optim, overhead, report
+    from . import attention, clip, dropout, machine, optim, overhead, report, training
+    from .attention_cases import QUICK_SHAPES, SHAPES
     from .cases import flat_case, gpt2_case, small_case
-    from .timing import FULL, QUICK
+    from .timing import FULL, MANY, QUICK
 
     def say(what: str) -> None:
         print(f"fusestep bench: {what}", file=sys.stderr, flush=True)
@@ -48,6 +49,12 @@ def main(argv: Sequence[str]) -> int:
         rows += clip.run([gpt2, small], 10**7 if args.quick else 10**8, effort, say)
     if args.what in ("overhead", "all"):
         rows += overhead.run([148, 1000], effort, say)
+    if args.what in ("attention", "all"):
+        rows += attention.run(QUICK_SHAPES if args.quick else SHAPES, args.only, QUICK if args.quick else MANY, say)
+    if args.what in ("dropout", "all"):
+        rows += dropout.run(dropout.elements_case(args.quick), effort, say)
+    if args.what in ("training", "all"):
+        rows += training.run(args.quick, effort, say)
 
     where = machine.describe()
     document = {"schema": SCHEMA, "what": args.what, "quick": args.quick, "machine": where, "results": rows}
@@ -71,7 +78,8 @@ def _parser() -> argparse.ArgumentParser:
         nargs="?",
         choices=(*WHAT, "all"),
         default="all",
-        help="optim: a step of every optimizer; clip: clipping and AdamW; overhead: calls and tensors (default: all)",
+        help="optim: a step of every optimizer; clip: clipping and AdamW; overhead: calls and tensors; attention: with "
+        "masks and dropout; dropout; training: a step of the GPT (default: all)",
     )
     parser.add_argument("--json", metavar="FILE", help="write the results there; '-': to standard output, no table")
     parser.add_argument(
@@ -80,6 +88,12 @@ def _parser() -> argparse.ArgumentParser:
         default=2,
         metavar="N",
         help="of ours and of torch's (default: %(default)s, as the bars)",
+    )
+    parser.add_argument(
+        "--only",
+        default="",
+        metavar="TEXT",
+        help="of attention, only what has this in its title, such as 'forward, (8, 12, 256, 64) causal'",
     )
     parser.add_argument("--quick", action="store_true", help="smaller arrays and fewer rounds: less than a minute")
     return parser

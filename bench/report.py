@@ -29,10 +29,19 @@ def _machine(machine: Row) -> str:
 
 
 def _timing(row: Row) -> str:
-    size = f"{row['tensors']:,} tensor{'s' if row['tensors'] > 1 else ''}, {row['elements']:,} elements"
-    moved = "" if row["bytes_per_element"] is None else f", {row['bytes_per_element']} B an element"
-    lines = [f"{row['operation']}, {row['case']}: {size}{moved}{_load(row)}"]
-    header = ["", "ms", "quartiles", "rounds", "GB/s", "of floor's", f"{OURS}/it", "quartiles"]
+    if "flops" in row:
+        size = f"{row['flops'] / 1e9:.3g} GFLOP"
+        figures = {
+            "GFLOP/s": ("gflop_per_s", ".1f"),
+            "of peak": ("share_of_peak", ".0%"),
+            "MiB": ("peak_growth", "MiB"),
+        }
+    else:
+        size = f"{row['tensors']:,} tensor{'s' if row['tensors'] > 1 else ''}, {row['elements']:,} elements"
+        size += "" if row["bytes_per_element"] is None else f", {row['bytes_per_element']} B an element"
+        figures = {"GB/s": ("gb_per_s", ".1f"), "of floor's": ("share_of_floor_bandwidth", ".0%")}
+    lines = [f"{row['operation']}, {row['case']}: {size}{_load(row)}"]
+    header = ["", "ms", "quartiles", "rounds", *figures, f"{OURS}/it", "quartiles"]
     body = []
     for name, contestant in row["contestants"].items():
         seconds = contestant["seconds"]
@@ -43,8 +52,7 @@ def _timing(row: Row) -> str:
                 f"{seconds['median'] * 1e3:.3f}",
                 f"{seconds['q1'] * 1e3:.3f}-{seconds['q3'] * 1e3:.3f}",
                 str(contestant["rounds"]),
-                _number(contestant["gb_per_s"], ".1f"),
-                _number(contestant["share_of_floor_bandwidth"], ".0%"),
+                *(_number(contestant[key], form) for key, form in figures.values()),
                 "" if ratio is None else f"{ratio['median']:.3f}",
                 "" if ratio is None else f"{ratio['q1']:.3f}-{ratio['q3']:.3f}",
             ]
@@ -100,7 +108,9 @@ def _load(row: Row) -> str:
 
 
 def _number(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
+    if value is None:
+        return ""
+    return f"{value / 2**20:.1f}" if form == "MiB" else format(value, form)
 
 
 def _figure(value: float | None) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from .floor import NAME as FLOOR
 from .timing import Spread, Timings
 
 OURS = "fusestep"
+PEAK = "fma peak"
 
 Row = dict[str, Any]
 
@@ -35,7 +36,14 @@ def timing_row(
 
     num_bytes: what the operation has to move for an element; None where bandwidth means nothing.
     """
-    at_most = {bar.against: bar.at_most for bar in bars if (bar.operation, bar.case) == (operation, case.key)}
+
+    def contestant(name: str) -> Row:
+        spread = timings.spread(name)
+        return {
+            "gb_per_s": None if num_bytes is None else num_bytes * case.elements / spread.median / 1e9,
+            "share_of_floor_bandwidth": 1 / timings.ratio(name, FLOOR).median if FLOOR in timings.seconds else None,
+        }
+
     return {
         "bench": bench,
         "operation": operation,
@@ -43,25 +51,56 @@ def timing_row(
         "tensors": len(case.shapes),
         "elements": case.elements,
         "bytes_per_element": num_bytes,
+        **_times(operation, case.key, timings, bars, contestant),
+    }
+
+
+def work_row(
+    bench: str,
+    operation: str,
+    case: str,
+    flops: float,
+    timings: Timings,
+    growth: Mapping[str, int | None],
+    bars: Iterable[Bar] = (),
+) -> Row:
+    """Times, arithmetic, memory and ratios of one operation on one case.
+
+    flops: what is computed at least. growth: bytes of peak memory, of those contestants where it was measured.
+    PEAK has to be among the contestants.
+    """
+
+    def contestant(name: str) -> Row:
+        return {
+            "gflop_per_s": flops / timings.spread(name).median / 1e9,
+            "share_of_peak": 1 / timings.ratio(name, PEAK).median,
+            "peak_growth": growth.get(name),
+        }
+
+    return {
+        "bench": bench,
+        "operation": operation,
+        "case": case,
+        "flops": flops,
+        **_times(operation, case, timings, bars, contestant),
+    }
+
+
+def _times(
+    operation: str, key: str, timings: Timings, bars: Iterable[Bar], details: Callable[[str], Row]
+) -> dict[str, Any]:
+    at_most = {bar.against: bar.at_most for bar in bars if (bar.operation, bar.case) == (operation, key)}
+    return {
         "other_load": timings.other_load,
-        "contestants": {name: _contestant(name, case, num_bytes, timings) for name in timings.seconds},
+        "contestants": {
+            name: {"seconds": asdict(timings.spread(name)), "rounds": len(timings.seconds[name]), **details(name)}
+            for name in timings.seconds
+        },
         "ratios": {
             name: _ratio(timings.ratio(OURS, name), at_most.get(name), timings.other_load)
             for name in timings.seconds
             if name != OURS
         },
-    }
-
-
-def _contestant(name: str, case: Case, num_bytes: int | None, timings: Timings) -> Row:
-    spread = timings.spread(name)
-    bandwidth = None if num_bytes is None else num_bytes * case.elements / spread.median / 1e9
-    floor = None if FLOOR not in timings.seconds else 1 / timings.ratio(name, FLOOR).median
-    return {
-        "seconds": asdict(spread),
-        "rounds": len(timings.seconds[name]),
-        "gb_per_s": bandwidth,
-        "share_of_floor_bandwidth": floor,
     }
 
 

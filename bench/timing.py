@@ -49,6 +49,7 @@ class Effort:
 
 
 FULL = Effort(rounds=25, seconds=20.0, slow_rounds=7)
+MANY = Effort(rounds=11, seconds=4.0, slow_rounds=3)  # for benchmarks of a hundred rows
 QUICK = Effort(rounds=7, seconds=1.5, slow_rounds=3)
 
 

@@ -87,6 +87,9 @@ struct CpuKernels {
   // The floor that benchmarks compare with: elements [begin, end) of every array are read, those of the first
   // `num_written` are written back, with one fma each and nothing else.
   void (*stream)(float* const* arrays, int num_arrays, int num_written, std::int64_t begin, std::int64_t end);
+
+  // The ceiling that benchmarks compare with: multiply-adds in registers. Returns how many operations they were.
+  std::int64_t (*fma_peak)(std::int64_t iterations);
 };
 
 // Those of the level that dispatch.cpp has chosen.

@@ -7,7 +7,23 @@ import math
 
 import pytest
 import torch
-from fusestep.bench import cases, clip, command, memory, nanobind_module, optim, overhead, report, rows, timing
+from exactness import assert_as_exact
+from fusestep.bench import (
+    attention,
+    attention_cases,
+    cases,
+    clip,
+    command,
+    dropout,
+    memory,
+    nanobind_module,
+    optim,
+    overhead,
+    report,
+    rows,
+    timing,
+    training,
+)
 from fusestep.bench.timing import Contestant, Effort
 
 TINY = Effort(rounds=3, seconds=0.2, slow_rounds=2)
@@ -99,6 +115,8 @@ def tiny(monkeypatch):
     monkeypatch.setattr(cases, "flat_case", lambda quick: cases.Case("flat", "tiny flat", [(5000,)]))
     monkeypatch.setattr(cases, "gpt2_case", lambda quick: cases.Case("gpt2", "tiny list", [(50, 7), (3,)]))
     monkeypatch.setattr(cases, "small_case", lambda: cases.Case("small", "tiny small", [(10,)] * 5))
+    monkeypatch.setattr(attention_cases, "QUICK_SHAPES", (attention_cases.TINY,))
+    monkeypatch.setattr(dropout, "elements_case", lambda quick: cases.Case("elements", "tiny", [(5000,)]))
     monkeypatch.setattr(timing, "QUICK", TINY)
 
 
@@ -110,10 +128,11 @@ def same_threads(threads):
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("what", ["optim", "clip", "overhead"])
+@pytest.mark.parametrize("what", command.WHAT)
 def test_the_command_reports_for_people_and_as_json(what, tiny, tmp_path, capsys):
     target = tmp_path / "results.json"
-    assert command.main([what, "--quick", "--json", str(target)]) == 0
+    only = ["--only", "(2, 4, 64, 32) none, p = 0"] if what == "attention" else []
+    assert command.main([what, "--quick", *only, "--json", str(target)]) == 0
     table = capsys.readouterr().out
     document = json.loads(target.read_text())
     assert document["schema"] == command.SCHEMA
@@ -123,7 +142,8 @@ def test_the_command_reports_for_people_and_as_json(what, tiny, tmp_path, capsys
     for row in document["results"]:
         for ratio in row.get("ratios", {}).values():
             assert 0 < ratio["q1"] <= ratio["median"] <= ratio["q3"]
-    assert all(title in table for title in ("tiny", "fusestep")) or what == "overhead"
+    titles = {"overhead": (), "attention": ("(2, 4, 64, 32)", "of peak"), "training": ("default GPT",)}
+    assert all(title in table for title in titles.get(what, ("tiny", "fusestep")))
     assert ("Bars" in table) == (what != "overhead")
 
 
@@ -146,6 +166,60 @@ def test_every_optimizer_has_a_row_and_every_bar_is_met_by_a_row():
         if bar.case == "flat":
             row = next(row for row in measured if row["operation"] == bar.operation)
             assert row["ratios"][bar.against]["at_most"] == bar.at_most
+
+
+@pytest.mark.parametrize("mask", attention_cases.MASKS)
+def test_both_attentions_compute_the_same(mask):
+    problem = attention_cases.Problem(attention_cases.TINY, mask, 0.0, attention_cases.BOTH)
+    tensors = attention_cases.make_tensors(problem)
+    single, double = attention.steps(problem, tensors), attention.steps(problem, widened(tensors))
+    for ours, theirs, exact in zip(
+        *(step() for step in (single[rows.OURS], single[attention_cases.TORCH], double[attention_cases.TORCH])),
+        strict=True,
+    ):
+        assert_as_exact(ours, theirs, exact)
+
+
+def widened(tensors):
+    def wide(x):
+        if not isinstance(x, torch.Tensor) or not x.is_floating_point():
+            return x
+        return x.detach().double().requires_grad_(x.requires_grad)
+
+    def every(options):
+        return {name: wide(value) for name, value in options.items()}
+
+    inputs = tuple(wide(x) for x in tensors.inputs)
+    return attention_cases.Tensors(inputs, every(tensors.torch_options), every(tensors.our_options), wide(tensors.grad))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_every_bar_of_attention_belongs_to_a_row(threads):
+    measured = {(p.direction, p.title) for p in attention.problems(attention_cases.SHAPES)}
+    bars = list(attention_cases.bars(threads))
+    assert {(bar.operation, bar.case) for bar in bars} <= measured
+    assert len({(bar.operation, bar.case, bar.against) for bar in bars}) == len(bars)
+
+
+def test_the_peak_is_the_time_of_the_problems_operations_at_the_peaks_rate():
+    problem = attention_cases.Problem(attention_cases.TINY, "causal", 0.0, attention_cases.FORWARD)
+    assert problem.flops == 2 * 2 * 2 * 4 * 64 * 64 * 32 / 2
+    (row,) = attention.problem_rows(problem, (), TINY, threads=1)
+    for contestant in row["contestants"].values():
+        assert contestant["gflop_per_s"] == pytest.approx(problem.flops / contestant["seconds"]["median"] / 1e9)
+    assert row["contestants"][rows.PEAK]["share_of_peak"] == 1.0
+    assert row["contestants"][rows.OURS]["share_of_peak"] < 1.0
+    assert row["contestants"][rows.OURS]["peak_growth"] is None or row["contestants"][rows.OURS]["peak_growth"] >= 0
+
+
+def test_a_training_step_trains_on_both_kernels():
+    settings = training.Settings(batch_size=1, context=8)
+    for kernels in training.KERNELS:
+        model, step = training.step_of(kernels, settings)
+        before = [p.detach().clone() for p in model.parameters()]
+        step()
+        assert model.config.kernels == kernels
+        assert not any(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
 
 
 def test_contestants_work_on_the_same_arrays():

@@ -97,6 +97,18 @@ def test_resume_goes_on_bit_for_bit(text, run_dir, tmp_path):
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
 
 
+@pytest.mark.parametrize("kernels", train.KERNELS)
+def test_kernels_are_recorded_and_resumed(capsys, text, run_dir, kernels):
+    succeed("train", "--text", text, "--run-dir", run_dir, *TINY, "--kernels", kernels)
+    assert json.loads((run_dir / "config.json").read_text())["settings"]["kernels"] == kernels
+    assert f"kernels='{kernels}'" in capsys.readouterr().out
+    succeed("train", "--run-dir", run_dir, "--resume", "--steps", "7")
+    assert f"kernels='{kernels}'" in capsys.readouterr().out
+    other = next(name for name in train.KERNELS if name != kernels)
+    line = fail(capsys, "train", "--run-dir", run_dir, "--resume", "--kernels", other)
+    assert f"--kernels: expected {kernels} as the run began with, got {other}" in line
+
+
 def test_an_existing_run_is_refused(capsys, text, run_dir):
     succeed("train", "--text", text, "--run-dir", run_dir, *TINY)
     before = (run_dir / "metrics.jsonl").read_bytes()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import small_runs
 import torch
+from exactness import assert_all_as_exact, assert_as_exact
 from fusestep.losses import cross_entropy
 from fusestep.models import GPT, GPTConfig
+from fusestep.optim import AdamW
 from small_runs import one_thread  # noqa: F401  # for every test of this file
 
 
@@ -67,6 +71,55 @@ def test_dropout_only_in_training():
     assert torch.equal(model(tokens), model(tokens))
 
 
+def test_kernels_agree_without_dropout():
+    """The same weights and batches, on our kernels and on torch's."""
+    shape = replace(small_runs.SHAPE, dropout=0.0)
+    ours, theirs = (small_runs.model(0, replace(shape, kernels=kernels)) for kernels in ("fusestep", "torch"))
+    exact = small_runs.model(0, replace(shape, kernels="torch")).double()
+    inputs, targets = torch.randint(0, 256, (2, 4, 16), generator=torch.Generator().manual_seed(0))
+    results = []
+    for model in (ours, theirs, exact):
+        loss = cross_entropy(model(inputs), targets)
+        loss.backward()
+        results.append([loss.detach(), *(p.grad for p in model.parameters())])
+    assert_all_as_exact(*results)
+
+
+def test_loss_curves_agree():
+    """Ten steps: rounding errors are carried on by the training, ours no further than torch's."""
+    curves = []
+    for kernels, dtype in (("fusestep", torch.float32), ("torch", torch.float32), ("torch", torch.float64)):
+        model = small_runs.model(0, replace(small_runs.SHAPE, dropout=0.0, kernels=kernels)).to(dtype)
+        optimizer = AdamW(model.parameters(), lr=2e-3, max_grad_norm=1.0)
+        losses = []
+        batches = small_runs.data()[0]
+        for inputs, targets in itertools.islice(itertools.chain(batches, batches), 10):
+            loss = cross_entropy(model(inputs), targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+        curves.append(torch.stack(losses))
+    ours, theirs, exact = curves
+    assert exact[-1] < exact[0]
+    assert_as_exact(ours, theirs, exact)
+
+
+def test_kernels_agree_on_average_with_dropout():
+    """The loss of many masks: drawn differently, distributed alike."""
+    inputs, targets = torch.randint(0, 256, (2, 4, 16), generator=torch.Generator().manual_seed(0))
+    means, deviations = [], []
+    for kernels in ("fusestep", "torch"):
+        model = small_runs.model(0, replace(small_runs.SHAPE, dropout=0.5, kernels=kernels))
+        with torch.no_grad():
+            losses = torch.stack([cross_entropy(model(inputs), targets) for _ in range(400)]).double()
+        means.append(losses.mean())
+        deviations.append(losses.std() / len(losses) ** 0.5)
+    assert deviations[0] > 0
+    # Six standard deviations of the difference of two means.
+    assert (means[0] - means[1]).abs() < 6 * (deviations[0] ** 2 + deviations[1] ** 2).sqrt()
+
+
 def test_generation_is_repeatable_and_leaves_no_trace():
     model = small_runs.model().train()
     rng = torch.get_rng_state()
@@ -93,6 +146,7 @@ def test_cold_generation_takes_the_likeliest():
     ("settings", "message"),
     [
         ({"layers": 0}, "GPTConfig: layers: expected an integer >= 1, got 0"),
+        ({"kernels": "mine"}, "GPTConfig: kernels: expected one of fusestep, torch, got 'mine'"),
         ({"dropout": 1.0}, "GPTConfig: dropout: expected a finite number >= 0 and < 1, got 1.0"),
         ({"width": 20, "heads": 3}, r"GPTConfig: width: expected a multiple of 2 \* heads = 6, got 20"),
     ],

@@ -1,5 +1,6 @@
 // fusestep._core: what `fusestep bench` measures against. Not for anything else.
 #include <algorithm>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -9,6 +10,7 @@
 #include "check_view.h"
 #include "cpu_kernels.h"
 #include "slices.h"
+#include "threads.h"
 #include "view_layout.h"
 
 namespace fusestep {
@@ -62,10 +64,23 @@ void stream_floor(const py::list& lists) {
   });
 }
 
+// As many multiply-adds as the threads can do, in registers; returns the floating-point operations that they were. The
+// pieces are short, so that a thread that the system holds up leaves its own to the others.
+std::int64_t fma_peak(std::int64_t pieces) {
+  constexpr std::int64_t kIterations = 4096;
+  if (pieces < 1) refuse_value({"fma_peak", "pieces"}, "at least 1", std::to_string(pieces));
+  std::vector<std::int64_t> operations(static_cast<std::size_t>(pieces));
+  const py::gil_scoped_release released;
+  parallel_for(pieces,
+               [&](std::int64_t i) { operations[static_cast<std::size_t>(i)] = cpu_kernels().fma_peak(kIterations); });
+  return std::accumulate(operations.begin(), operations.end(), std::int64_t{0});
+}
+
 }  // namespace
 
 void bind_measures(py::module_& m) {
   m.def("read_tensors", &read_tensors, py::arg("arrays"));
+  m.def("fma_peak", &fma_peak, py::arg("pieces"));
   m.def("stream_floor", &stream_floor, py::arg("lists"));
 }
 

@@ -13,6 +13,7 @@ CpuKernels make_kernels() {
   fill_grads(kernels);
   fill_dropout(kernels);
   fill_masked_softmax(kernels);
+  fill_peak(kernels);
   fill_stream(kernels);
   fill_attention_forward(kernels);
   fill_attention_backward(kernels);

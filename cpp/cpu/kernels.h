@@ -9,6 +9,7 @@ void fill_updates(CpuKernels& kernels);
 void fill_grads(CpuKernels& kernels);
 void fill_dropout(CpuKernels& kernels);
 void fill_masked_softmax(CpuKernels& kernels);
+void fill_peak(CpuKernels& kernels);
 void fill_stream(CpuKernels& kernels);
 void fill_attention_forward(CpuKernels& kernels);
 void fill_attention_backward(CpuKernels& kernels);

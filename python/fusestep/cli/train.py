@@ -1,4 +1,4 @@
-"""``fusestep train``: a small byte-level GPT on text, through fusestep's optimizers and trainer."""
+"""``fusestep train``: a small byte-level GPT on text, through fusestep's kernels, optimizers and trainer."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # torch is imported when a run starts, so that --help and oth
 # The rate at which each optimizer trains this model well; a rate is not portable between them.
 RATES = {"adamw": 2e-3, "adam": 2e-3, "rmsprop": 1e-3, "adagrad": 1e-2, "sgd": 0.03}
 SCHEDULES = ("cosine", "linear", "exponential", "inverse-sqrt", "constant")
+KERNELS = ("fusestep", "torch")
 RESUMABLE = {"text", "steps", "eval_every", "device"}  # what may change when a run is resumed
 EVAL_BATCHES = 25  # at most, of the validation text: all of the default one
 MAX_GRAD_NORM, WEIGHT_DECAY = 1.0, 0.1
@@ -50,6 +51,7 @@ class Settings:
     accumulate: int = 1  # batches an update
     eval_every: int = 100  # updates between evaluations
     device: str = "cpu"
+    kernels: str = "fusestep"  # one of KERNELS: whose attention and dropout
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "context", "accumulate", "eval_every"):
@@ -103,6 +105,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     option("--accumulate", f"batches an update (default: {normal.accumulate})", type=int)
     option("--eval-every", f"updates between evaluations (default: {normal.eval_every})", type=int)
     option("--device", f"where to train (default: {normal.device})")
+    option("--kernels", f"whose attention and dropout (default: {normal.kernels})", choices=KERNELS)
     parser.add_argument("--quick", action="store_true", help="a short run, for a first look: half a minute at most")
     parser.add_argument("--run-dir", default="runs/gpt", help="where the run goes (default: %(default)s)")
     existing = parser.add_mutually_exclusive_group()
@@ -147,7 +150,8 @@ def run(options: argparse.Namespace) -> int:
         batches = RandomBatches(train, settings.batch_size, settings.context, generator)
         val_batches = SequentialBatches(val, settings.batch_size, settings.context)
         torch.manual_seed(settings.seed)
-        model = GPT(GPTConfig(context=settings.context, dropout=settings.dropout)).to(device)
+        shape = GPTConfig(context=settings.context, dropout=settings.dropout, kernels=settings.kernels)
+        model = GPT(shape).to(device)
         optimizer = _optimizer(settings, model)
         schedule = _schedule(settings)
         baseline = unigram_loss(train, val)

@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import fusestep.nn.functional as fused
 from fusestep._refusal import check_integer, check_number, refuse
 from fusestep.nn.init import init_weights_
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, dropout_p: float) -> Tensor:
-    """Causal softmax attention with dropout on the weights, (B, H, S, D): the one place that computes it."""
-    return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p, is_causal=True)
+@dataclass(frozen=True)
+class Kernels:
+    """What computes attention and dropout. The signatures are those of fusestep.nn.functional."""
+
+    scaled_dot_product_attention: Callable[..., Tensor]
+    dropout: Callable[..., Tensor]
+    dropout_add: Callable[..., Tensor]
+
+
+def _torch_dropout_add(x: Tensor, residual: Tensor, p: float, training: bool) -> Tensor:
+    return residual + F.dropout(x, p, training)
+
+
+KERNELS = {
+    "fusestep": Kernels(fused.scaled_dot_product_attention, fused.dropout, fused.dropout_add),
+    "torch": Kernels(F.scaled_dot_product_attention, F.dropout, _torch_dropout_add),
+}
 
 
 @dataclass(frozen=True)
@@ -28,11 +44,14 @@ class GPTConfig:
     heads: int = 3  # attention heads a block; divides width
     width: int = 192  # features a position
     dropout: float = 0.1  # of the embedding, the attention weights and each residual branch; in [0, 1)
+    kernels: str = "fusestep"  # whose attention and dropout: one of KERNELS
 
     def __post_init__(self) -> None:
         for name in ("vocabulary", "context", "layers", "heads", "width"):
             check_integer("GPTConfig", name, getattr(self, name), 1)
         check_number("GPTConfig", "dropout", self.dropout, 0.0, 1.0)
+        if self.kernels not in KERNELS:
+            refuse("GPTConfig", "kernels", "one of " + ", ".join(KERNELS), repr(self.kernels))
         if self.width % (2 * self.heads):  # each head's features are rotated in pairs
             refuse("GPTConfig", "width", f"a multiple of 2 * heads = {2 * self.heads}", str(self.width))
 
@@ -68,6 +87,7 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.heads = config.heads
         self.dropout = config.dropout
+        self.attention = KERNELS[config.kernels].scaled_dot_product_attention
         self.qkv = nn.Linear(config.width, 3 * config.width)
         self.rotary = Rotary(config.context, config.width // config.heads)
         self.out = nn.Linear(config.width, config.width)
@@ -76,7 +96,8 @@ class SelfAttention(nn.Module):
         batch, length, width = x.shape
         qkv = self.qkv(x).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         query, key = self.rotary(qkv[:2])
-        mixed = attention(query, key, qkv[2], self.dropout if self.training else 0.0)
+        dropout_p = self.dropout if self.training else 0.0
+        mixed = self.attention(query, key, qkv[2], dropout_p=dropout_p, is_causal=True)
         out: Tensor = self.out(mixed.transpose(1, 2).reshape(batch, length, width))
         return out
 
@@ -92,12 +113,12 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(
             nn.Linear(config.width, 4 * config.width), nn.GELU(), nn.Linear(4 * config.width, config.width)
         )
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = config.dropout
+        self.dropout_add = KERNELS[config.kernels].dropout_add
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.dropout(self.attention(self.norm1(x)))
-        x = x + self.dropout(self.mlp(self.norm2(x)))
-        return x
+        x = self.dropout_add(self.attention(self.norm1(x)), x, self.dropout, self.training)
+        return self.dropout_add(self.mlp(self.norm2(x)), x, self.dropout, self.training)
 
 
 class GPT(nn.Module):
@@ -110,7 +131,7 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.tokens = nn.Embedding(config.vocabulary, config.width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = KERNELS[config.kernels].dropout
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
         self._init_weights()
@@ -130,7 +151,7 @@ class GPT(nn.Module):
         length = tokens.shape[-1]
         if length > self.config.context:
             refuse("GPT", "tokens", f"at most context = {self.config.context} positions", str(length))
-        x = self.dropout(self.tokens(tokens))
+        x = self.dropout(self.tokens(tokens), self.config.dropout, self.training)
         for block in self.blocks:
             x = block(x)
         return F.linear(self.norm(x), self.tokens.weight)

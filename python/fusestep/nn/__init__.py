@@ -1,5 +1,7 @@
-"""What goes around PyTorch modules."""
+"""Attention and dropout for PyTorch, and what goes around modules."""
 
-from . import init, utils
+from . import functional, init, utils
+from .dropout import Dropout
+from .multihead_attention import MultiheadAttention
 
-__all__ = ["init", "utils"]
+__all__ = ["Dropout", "MultiheadAttention", "functional", "init", "utils"]

@@ -1,0 +1,299 @@
+"""Attention, masked softmax and dropout as functions of PyTorch tensors, with gradients.
+
+They are fused kernels and keep little for the backward pass: attention its output and one number a query, dropout
+nothing. The random mask is a pure function of a seed, made again when it is needed, and the same on every device and
+with any number of threads. The seed is drawn from torch's default CPU generator unless it is given, so
+``torch.manual_seed`` repeats a run and activation checkpointing drops the same elements twice.
+
+They work under ``torch.compile`` and autocast, and refuse double backward (but for dropout, where it works).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor
+
+from fusestep._refusal import check_number, refuse
+
+from . import _ops
+
+__all__ = ["attention", "dropout", "dropout_add", "masked_softmax", "scaled_dot_product_attention"]
+
+Window = tuple[int | None, int | None]
+
+
+@overload
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, *, return_lse: Literal[False] = ..., **options: Any
+) -> Tensor: ...
+@overload
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, *, return_lse: Literal[True], **options: Any
+) -> tuple[Tensor, Tensor]: ...
+def attention(  # type: ignore[misc]  # the overloads leave the options to this one
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    mask: Tensor | None = None,
+    causal: bool | str = False,
+    window: Window | None = None,
+    key_lengths: Tensor | None = None,
+    alibi_slopes: Tensor | None = None,
+    softcap: float | None = None,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    seed: int | Tensor | None = None,
+    offset: int = 0,
+    cu_seqlens_q: Tensor | None = None,
+    cu_seqlens_k: Tensor | None = None,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Softmax attention with any mask and dropout together: ``dropout(softmax(scores)) @ value``.
+
+    The scores of query i and key j are ``scale * q_i . k_j``, soft-capped, biased and masked as the arguments say. No
+    matrix of scores is ever held. A query that may look at no key gives zeros, and zero gradients.
+
+    Args:
+        query: (B, H, Sq, D), any strides: views of (B, S, H, D) cost nothing. float32, float64, bfloat16 or float16;
+            arithmetic is in float32 (float64 for float64). D is 1 to 256.
+        key: (B, Hkv, Sk, D). H is a multiple of Hkv; each key head serves H / Hkv query heads in a row.
+        value: (B, Hkv, Sk, Dv).
+        mask: broadcastable to (B, H, Sq, Sk), never expanded. Boolean: True where the query attends. Floating (the
+            dtype of query, or float32): added to the scores, with a gradient if it requires one.
+        causal: True or "top_left": query i sees keys up to i. "bottom_right": up to i + Sk - Sq, so that the last query
+            sees all keys. False: no such mask.
+        window: (left, right): query i sees keys from i - left to i + right, on the diagonal that `causal` names.
+            None or -1: as far as there are keys.
+        key_lengths: (B,), int32 or int64: batch b has the first key_lengths[b] keys only.
+        alibi_slopes: (H,) or (B, H): slope * distance to the diagonal is taken off the scores.
+        softcap: scores become softcap * tanh(scores / softcap) before biases and masks.
+        scale: default 1 / sqrt(D).
+        dropout_p: probability with which each weight is dropped, in [0, 1); the others are scaled by 1 / (1 - p).
+        seed: of the dropout mask: an integer in [0, 2^64), or a 0-dim int64 tensor. None: drawn from torch's default
+            CPU generator.
+        offset: in [0, 2^32): another mask of the same seed.
+        cu_seqlens_q, cu_seqlens_k: (N + 1,) int32 or int64: N sequences of different lengths packed one after another
+            in a batch of one; sequence n is tokens cu_seqlens[n] to cu_seqlens[n + 1]. Each attends within itself, with
+            positions, key_lengths and dropout as if it stood alone as batch n.
+        return_lse: also return the log of the sum of the exponentials of each query's scores, without gradient.
+
+    Returns:
+        (B, H, Sq, Dv), laid out as (B, Sq, H, Dv) in memory: ``out.transpose(1, 2).reshape(B, Sq, H * Dv)`` is a view.
+        With return_lse also (B, H, Sq), float32 (float64 for float64).
+
+    Raises:
+        TypeError, ValueError: an argument that cannot be taken, named; nothing has been computed then.
+        RuntimeError: double backward.
+    """
+    if alibi_slopes is not None and alibi_slopes.requires_grad:
+        refuse("attention", "alibi_slopes", "a tensor that needs no gradient", "requires_grad=True",
+               "Detach it, or give an additive mask, which has a gradient.")  # fmt: skip
+    options = _given(
+        mask=mask,
+        causal=causal,
+        window=window,
+        key_lengths=key_lengths,
+        alibi_slopes=alibi_slopes,
+        softcap=softcap,
+        scale=scale,
+        cu_seqlens_q=cu_seqlens_q,
+        cu_seqlens_k=cu_seqlens_k,
+    )
+    _add_dropout("attention", options, dropout_p, seed, offset)
+    out, lse = _attention("attention", query, key, value, options)
+    return (out, lse) if return_lse else out
+
+
+def scaled_dot_product_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """`torch.nn.functional.scaled_dot_product_attention`, with its signature and its meaning, to be swapped in.
+
+    Masks and dropout together stay fast and need no memory for scores. ``attention`` has more to offer.
+
+    Args:
+        query: (L, E), (N, L, E) or (N, ..., Hq, L, E).
+        key: (..., S, E).
+        value: (..., S, Ev). Leading dimensions broadcast, as in torch.
+        attn_mask: boolean (True: attend) or floating (added), broadcastable to (N, ..., Hq, L, S).
+        dropout_p: in [0, 1), applied whenever it is > 0.
+        is_causal: query i sees keys up to i; not together with attn_mask.
+        scale: default 1 / sqrt(E).
+        enable_gqa: key and value may have fewer heads, which are shared by Hq / H query heads in a row.
+
+    Returns:
+        (..., L, Ev)
+
+    Raises:
+        RuntimeError: attn_mask and is_causal together, as in torch; double backward.
+        TypeError, ValueError: other arguments that cannot be taken.
+    """
+    name = "scaled_dot_product_attention"
+    if attn_mask is not None and is_causal:
+        refuse(name, "attn_mask", "None with is_causal=True", "a mask",
+               "fusestep.nn.functional.attention takes both.", RuntimeError)  # fmt: skip
+    options = _given(mask=attn_mask, causal=is_causal, scale=scale)
+    _add_dropout(name, options, dropout_p, None, 0)
+    same = 1 if enable_gqa else 2  # leading dimensions that have to agree
+    if query.dim() == key.dim() == value.dim() == 4 and query.shape[:same] == key.shape[:same] == value.shape[:same]:
+        return _attention(name, query, key, value, options)[0]
+    return _any_dims(name, query, key, value, options, enable_gqa)
+
+
+def masked_softmax(
+    scores: Tensor,
+    *,
+    mask: Tensor | None = None,
+    causal: bool | str = False,
+    window: Window | None = None,
+    key_lengths: Tensor | None = None,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    seed: int | Tensor | None = None,
+    offset: int = 0,
+) -> Tensor:
+    """``dropout(softmax(scale * scores))`` over the last dimension, masked, for code that needs the weights.
+
+    Args:
+        scores: (Sq, Sk), (H, Sq, Sk) or (B, H, Sq, Sk); dtypes as for ``attention``.
+        scale: default 1.
+        mask, causal, window, key_lengths, dropout_p, seed, offset: as for ``attention``: the same seed drops the same
+            weights.
+
+    Returns:
+        The weights, of the shape of scores: zeros for a row with nothing to attend to.
+
+    Raises:
+        As ``attention``.
+    """
+    options = _given(mask=mask, causal=causal, window=window, key_lengths=key_lengths, scale=scale)
+    _add_dropout("masked_softmax", options, dropout_p, seed, offset)
+    return _ops.masked_softmax("masked_softmax", (scores,), options)[0]
+
+
+def dropout(
+    x: Tensor,
+    p: float = 0.5,
+    training: bool = True,
+    inplace: bool = False,
+    *,
+    seed: int | Tensor | None = None,
+    offset: int = 0,
+) -> Tensor:
+    """Zeroes each element with probability p and scales the others by 1 / (1 - p).
+
+    Args:
+        x: float32, float64, bfloat16 or float16, any strides. Elements are counted in the order of its shape, so that
+            a transposed tensor with the same values loses the same ones.
+        p: in [0, 1). It is rounded to a multiple of 2^-16, and the scale is that of the rounded one.
+        training: False gives x back.
+        inplace: change x itself.
+        seed, offset: as for ``attention``.
+
+    Raises:
+        TypeError, ValueError: an argument that cannot be taken; x is as it was then.
+        RuntimeError: inplace on a leaf that requires a gradient.
+    """
+    check_number("dropout", "p", p, 0.0, 1.0)
+    if not training or p == 0.0:
+        return x
+    if inplace:
+        if x.requires_grad and x.is_leaf and torch.is_grad_enabled():
+            refuse("dropout", "x", "a tensor that may be changed in place", "a leaf that requires a gradient",
+                   error=RuntimeError)  # fmt: skip
+        return _ops.dropout_("dropout", x, p, _seed("dropout", seed), offset)
+    return _ops.dropout("dropout", x, p, _seed("dropout", seed), offset)
+
+
+def dropout_add(
+    x: Tensor,
+    residual: Tensor,
+    p: float = 0.5,
+    training: bool = True,
+    *,
+    seed: int | Tensor | None = None,
+    offset: int = 0,
+) -> Tensor:
+    """``residual + dropout(x)`` in one pass.
+
+    Args:
+        x, residual: of one shape and dtype.
+        p, training, seed, offset: as for ``dropout``.
+
+    Raises:
+        As ``dropout``.
+    """
+    check_number("dropout_add", "p", p, 0.0, 1.0)
+    if not training or p == 0.0:
+        return residual + x
+    return _ops.dropout_add("dropout_add", x, residual, p, _seed("dropout_add", seed), offset)
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None and value is not False}
+
+
+def _add_dropout(operation: str, options: dict[str, Any], p: float, seed: int | Tensor | None, offset: int) -> None:
+    """A seed is drawn only where there is something to drop."""
+    if p != 0.0:
+        options.update(dropout_p=p, seed=_seed(operation, seed), offset=offset)
+
+
+def _seed(operation: str, seed: int | Tensor | None) -> int | Tensor:
+    if seed is None:
+        return _ops.draw_seed()
+    _ops.check_seed(operation, seed)
+    return seed
+
+
+def _attention(
+    operation: str, query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]
+) -> tuple[Tensor, Tensor]:
+    device = query.device.type
+    if device != "meta" and torch.is_autocast_enabled(device):
+        # As torch's own attention: float64 is left alone. Masks may stay in float32.
+        dtype = torch.get_autocast_dtype(device)
+        query, key, value = (t if t.dtype == torch.float64 else t.to(dtype) for t in (query, key, value))
+        mask = options.get("mask")
+        if mask is not None and mask.dtype in (torch.float16, torch.bfloat16):
+            options["mask"] = mask.to(dtype)
+    return _ops.attention(operation, (query, key, value), options)
+
+
+def _any_dims(
+    operation: str, query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any], enable_gqa: bool
+) -> Tensor:
+    """What torch takes besides four equal leading dimensions, brought to (B, H, S, D) without copies where possible."""
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        if tensor.dim() < 2:
+            refuse(operation, name, "at least 2 dimensions", f"shape {tuple(tensor.shape)}")
+    inputs = [query, key, value]
+    shared = -3 if enable_gqa else -2  # the dimensions before it broadcast
+    try:
+        leading = torch.broadcast_shapes(*(t.shape[:shared] for t in inputs))  # type: ignore[no-untyped-call]
+    except RuntimeError:
+        shapes = ", ".join(str(tuple(t.shape)) for t in inputs)
+        refuse(operation, "query, key, value", "leading dimensions that broadcast", f"shapes {shapes}")
+    inputs = [t.expand(*leading, *t.shape[shared:]) for t in inputs]
+    target = inputs[0].shape
+    inputs = [_four_dims(t) for t in inputs]
+    mask = options.get("mask")
+    if mask is not None and len(target) > 4 and mask.dim() > 3:
+        options["mask"] = _four_dims(mask.expand(*target[:-3], *mask.shape[-3:]))
+    out = _attention(operation, inputs[0], inputs[1], inputs[2], options)[0]
+    return out.reshape(*target[:-1], value.shape[-1])
+
+
+def _four_dims(x: Tensor) -> Tensor:
+    return x[None, None] if x.dim() == 2 else x.reshape(-1, *x.shape[-3:])
