@@ -3,9 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 BUILD := build/editable
-SOURCES := $(shell find cpp cuda python bench -type f -not -path '*/__pycache__/*' -not -path 'bench/results/*')
+SOURCES := $(shell find cpp cuda python bench tests/cuda -type f -not -path '*/__pycache__/*' -not -path 'bench/results/*')
 
-.PHONY: train test bench wheel lint format clean
+.PHONY: train test bench gpu wheel lint format clean
 
 train: $(BUILD)/.installed
 	$(BIN)/fusestep train $(ARGS)
@@ -22,6 +22,10 @@ bench: $(BUILD)/.installed
 	$(BIN)/fusestep bench dropout $(ARGS)
 	$(BIN)/fusestep bench training $(ARGS)
 
+# On a machine with a CUDA device, with the Python of one's own: builds, tests on the device, sanitizes, measures.
+gpu:
+	PYTHON=$(PYTHON) tools/gpu.sh
+
 # The wheel, and a proof of it: installed beside NumPy alone, imported and used.
 wheel: $(VENV)/.ready
 	$(BIN)/python -m build --wheel --outdir dist
@@ -30,13 +34,13 @@ wheel: $(VENV)/.ready
 lint: $(BUILD)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'cpp/*.h' 'cpp/*.cpp' 'cuda/*.h' 'cuda/*.cu' 'tests/cpp/*.cpp' 'bench/*.cpp')
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'cpp/*.h' 'cpp/*.cpp' 'cuda/*.h' 'cuda/*.cu' 'tests/cpp/*.cpp' 'tests/cuda/emulation/*' 'bench/*.cpp')
 	$(BIN)/mypy
 
 format: $(VENV)/.ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(git ls-files 'cpp/*.h' 'cpp/*.cpp' 'cuda/*.h' 'cuda/*.cu' 'tests/cpp/*.cpp' 'bench/*.cpp')
+	$(BIN)/clang-format -i $$(git ls-files 'cpp/*.h' 'cpp/*.cpp' 'cuda/*.h' 'cuda/*.cu' 'tests/cpp/*.cpp' 'tests/cuda/emulation/*' 'bench/*.cpp')
 
 clean:
 	rm -rf build dist $(VENV)
@@ -49,5 +53,6 @@ $(VENV)/.ready: constraints.txt pyproject.toml
 # Editable, so that a change of a Python file counts at once; a change of anything else builds what depends on it.
 $(BUILD)/.installed: $(VENV)/.ready CMakeLists.txt $(SOURCES)
 	$(BIN)/pip install --constraint constraints.txt --no-build-isolation --editable '.[train,bench,test,lint]' \
-	    --config-settings build-dir=$(BUILD) --config-settings cmake.define.FUSESTEP_WERROR=ON
+	    --config-settings build-dir=$(BUILD) --config-settings cmake.define.FUSESTEP_WERROR=ON \
+	    --config-settings cmake.define.FUSESTEP_EMULATE_CUDA=ON
 	touch $@

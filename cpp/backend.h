@@ -82,6 +82,27 @@ struct DropoutJob {
 
 constexpr std::int64_t slices(std::int64_t numel) { return (numel + kSliceElements - 1) / kSliceElements; }
 
+// The coefficients of a parameter whose step count is on the device.
+struct PreparedTensor {
+  TensorView count;  // of the steps before this one; goes up by one when the step is applied
+  std::int32_t group;
+  DType dtype;                // of the parameter
+  std::int64_t coefficients;  // byte offset: room for Update::Coefficients<T>, to be filled on the device
+};
+
+// What a step reads and writes on the device when it runs, so that the host does not wait and a CUDA graph can hold
+// it. Scalars are 0-dim tensors of float32 or float64; data == nullptr: not given.
+struct DeferredStep {
+  int optimizer;                       // in Optimizers
+  std::vector<unsigned char> options;  // O::Options of each group
+  std::vector<TensorView> lr;          // of each group, in place of that of its options
+  std::vector<PreparedTensor> tensors;
+  TensorView grad_scale;  // in place of the clipping's
+  TensorView found_inf;   // the step is left out where it is not 0
+  TensorView norm;        // takes the norm, where there is one
+  TensorView skipped;     // goes up by one where the step is left out
+};
+
 // A step of an optimizer; without batches it is clipping alone.
 struct StepJob {
   const char* operation;
@@ -89,7 +110,8 @@ struct StepJob {
   std::vector<unsigned char> coefficients;  // Update::Coefficients<T>, one for each distinct (group, step)
   GradJob grads;                            // filled where the clipping needs the norm or rewrites
   Clipping clipping;
-  std::vector<TensorView> step_counts;  // 0-dim: those that go up by one when the step is applied
+  std::vector<TensorView> step_counts;  // 0-dim, in host memory: those that go up by one when the step is applied
+  std::optional<DeferredStep> deferred;
 };
 
 struct StepResult {
@@ -106,12 +128,11 @@ struct Stream {
 
 struct Backend {
   const char* name;
+  bool defers;  // takes deferred steps
 
-  // Norm, clip, update, rewriting of the gradients, step counts. Throws NonfiniteNorm, with nothing changed.
+  // Norm (math/norm.h), clip, update, rewriting of the gradients, step counts. Throws NonfiniteNorm, with nothing
+  // changed. The result of a deferred step stays on the device.
   StepResult (*step)(const StepJob&, const Stream&);
-
-  // Over all elements of all tensors, in double: math/norm.h.
-  double (*norm)(const GradJob&, NormKind, const Stream&);
 
   // g <- transform(g)
   void (*transform)(const GradJob&, GradTransform<double>, const Stream&);

@@ -6,12 +6,13 @@
 #include "cpu_kernels.h"
 #include "cpu_masked_softmax.h"
 #include "slices.h"
+#include "step_on_host.h"
 
 namespace fusestep {
 
 namespace {
 
-double norm(const GradJob& job, NormKind kind, const Stream& /*stream*/) {
+double norm(const GradJob& job, NormKind kind) {
   if (job.numel == 0) return 0;
   std::vector<double> partial(static_cast<std::size_t>(slices(job.numel)));
   const auto norm_slice = cpu_kernels().norm[static_cast<int>(kind)];
@@ -33,33 +34,13 @@ void update(const UpdateBatch& batch, const unsigned char* coefficients, GradTra
   for_each_slice(job.numel, [&](std::int64_t slice) { update_slice(job, slice); });
 }
 
-void count_up(const TensorView& count) {
-  if (count.dtype == DType::float32) {
-    *static_cast<float*>(count.data) += 1;
-  } else {
-    *static_cast<double*>(count.data) += 1;
-  }
-}
-
 StepResult step(const StepJob& job, const Stream& stream) {
-  const Clipping& clipping = job.clipping;
-  StepResult result{std::nullopt, true};
-  if (clipping.needs_norm()) {
-    result.norm = norm(job.grads, clipping.norm_kind, stream) / clipping.grad_scale;
-    const bool finite = std::isfinite(*result.norm);
-    if (!finite && clipping.on_nonfinite == OnNonfinite::raise) throw NonfiniteNorm(job.operation, *result.norm);
-    if (!finite && clipping.on_nonfinite == OnNonfinite::skip) {
-      result.applied = false;
-      return result;
-    }
-  }
-  const GradTransform<double> transform = clipping.rule().transform(result.norm.value_or(0), clipping.grad_scale);
-  for (const UpdateBatch& batch : job.batches) update(batch, job.coefficients.data(), transform);
-  // After the update, which has to see the gradients unrounded.
-  const bool identity = transform.scale == 1 && std::isinf(transform.limit);
-  if (clipping.rewrite_grads && !identity) rewrite(job.grads, transform, stream);
-  for (const TensorView& count : job.step_counts) count_up(count);
-  return result;
+  return step_on_host(
+      job, [&] { return norm(job.grads, job.clipping.norm_kind); },
+      [&](const UpdateBatch& batch, GradTransform<double> transform) {
+        update(batch, job.coefficients.data(), transform);
+      },
+      [&](GradTransform<double> transform) { rewrite(job.grads, transform, stream); });
 }
 
 void dropout(const DropoutJob& job, const Stream& /*stream*/) {
@@ -68,14 +49,16 @@ void dropout(const DropoutJob& job, const Stream& /*stream*/) {
 
 }  // namespace
 
-const Backend kCpuBackend{"cpu",
-                          step,
-                          norm,
-                          rewrite,
-                          dropout,
-                          cpu_attention_forward,
-                          cpu_attention_backward,
-                          cpu_masked_softmax_forward,
-                          cpu_masked_softmax_backward};
+const Backend kCpuBackend{
+    .name = "cpu",
+    .defers = false,
+    .step = step,
+    .transform = rewrite,
+    .dropout = dropout,
+    .attention_forward = cpu_attention_forward,
+    .attention_backward = cpu_attention_backward,
+    .masked_softmax_forward = cpu_masked_softmax_forward,
+    .masked_softmax_backward = cpu_masked_softmax_backward,
+};
 
 }  // namespace fusestep

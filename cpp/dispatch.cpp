@@ -5,6 +5,10 @@
 
 #include "cpu_backend.h"
 #include "cpu_kernels.h"
+#if defined(FUSESTEP_HAS_CUDA) || defined(FUSESTEP_EMULATES_CUDA)
+#include "backend_cuda.h"
+#include "devices.h"
+#endif
 
 namespace fusestep {
 
@@ -87,10 +91,33 @@ std::vector<std::string> compiled_simd_levels() {
   return names;
 }
 
+#if defined(FUSESTEP_HAS_CUDA)
+
+const Backend& backend_for(Device device, const Argument& argument) {
+  return device.type == kDeviceCpu ? kCpuBackend : cuda::backend_for(device, argument);
+}
+
+CudaInfo cuda_info() { return {cuda::architectures(), cuda::devices()}; }
+
+#elif defined(FUSESTEP_EMULATES_CUDA)
+
+// The tests' module (tests/cuda): memory is the CPU's, kernels are those of cuda/.
+const Backend& backend_for(Device device, const Argument& argument) { return cuda::backend_for(device, argument); }
+
+CudaInfo cuda_info() { return {cuda::architectures(), cuda::devices()}; }
+
+#else
+
 const Backend& backend_for(Device device, const Argument& argument) {
   if (device.type == kDeviceCpu) return kCpuBackend;
-  refuse_value(argument, "an array in CPU memory", "one on a CUDA device",
-               "This build has no CUDA backend (`fusestep info` lists what it has): move the tensors to the CPU.");
+  refuse_value(
+      argument, "an array in CPU memory", "one on a CUDA device",
+      "This build has no CUDA backend: install fusestep from source where nvcc is found, or move the tensors to "
+      "the CPU.");
 }
+
+CudaInfo cuda_info() { return {}; }
+
+#endif
 
 }  // namespace fusestep

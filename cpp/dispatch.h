@@ -19,4 +19,11 @@ void choose_simd_level();
 std::vector<std::string> compiled_simd_levels();
 const char* simd_level();
 
+// What was compiled for CUDA, and which devices this machine has: nothing where there is no CUDA backend.
+struct CudaInfo {
+  std::vector<std::string> architectures;
+  std::vector<std::string> devices;
+};
+CudaInfo cuda_info();
+
 }  // namespace fusestep

@@ -32,17 +32,19 @@ const Backend& GradList::backend() const {
   return backend_ != nullptr ? *backend_ : backend_for(device_, {"gradients", "grads"});
 }
 
-double GradList::norm(NormKind kind, const Stream& stream) const { return backend().norm(job(), kind, stream); }
-
 void GradList::transform(GradTransform<double> transform, const Stream& stream) const {
   backend().transform(job(), transform, stream);
 }
 
-StepResult GradList::clip(const char* operation, const Clipping& clipping, const Stream& stream) const {
+StepResult GradList::clip(const char* operation, const Clipping& clipping, const TensorView& norm,
+                          const Stream& stream) const {
   StepJob step{};
   step.operation = operation;
   step.clipping = clipping;
-  step.clipping.rewrite_grads = true;
+  if (norm.data != nullptr) {
+    step.deferred.emplace();
+    step.deferred->norm = norm;
+  }
   step.grads = job();
   return backend().step(step, stream);
 }

@@ -19,11 +19,11 @@ class GradList {
 
   GradJob job() const;
 
-  double norm(NormKind kind, const Stream& stream) const;
   void transform(GradTransform<double> transform, const Stream& stream) const;
 
-  // Clips them in place.
-  StepResult clip(const char* operation, const Clipping& clipping, const Stream& stream) const;
+  // The norm, and clipping in place where clipping.rewrite_grads says so. `norm`: a scalar on their device that takes
+  // the norm, in place of the result; data == nullptr: none.
+  StepResult clip(const char* operation, const Clipping& clipping, const TensorView& norm, const Stream& stream) const;
 
  private:
   const Backend& backend() const;

@@ -5,6 +5,7 @@
 
 #include "check_view.h"
 #include "dispatch.h"
+#include "view_layout.h"
 
 namespace fusestep {
 
@@ -40,6 +41,10 @@ void StepPlan::check(const StepTensor& tensor, const char* const* state_names, S
   if (backend_ == nullptr) {
     backend_ = &backend;
     device_ = param.device;
+    if (job_.deferred && !backend.defers) {
+      refuse_value({operation_, "capturable"}, "parameters on a CUDA device", "some in CPU memory",
+                   "Leave it False: there is no graph to capture on the CPU.");
+    }
   } else if (param.device != device_) {
     refuse_value(param_argument, "the device of the first parameter", "another one", "Make one step for each device.");
   }
@@ -81,8 +86,52 @@ void StepPlan::check(const StepTensor& tensor, const char* const* state_names, S
     const Argument argument{operation_, "steps", index, group};
     check_writable(tensor.step_count, argument);
     overlaps_.writes(tensor.step_count, argument);
-    job_.step_counts.push_back(tensor.step_count);
+    if (job_.deferred) {
+      if (tensor.step_count.device != param.device) {
+        refuse_value(argument, "a count on the device of its parameter", "one on another device",
+                     "capturable=True keeps it there.");
+      }
+    } else {
+      job_.step_counts.push_back(tensor.step_count);
+    }
+  } else if (job_.deferred) {
+    refuse_value({operation_, "steps", -1, group}, "a tensor for each count on the device", "numbers");
   }
+}
+
+void StepPlan::check_can_defer() {
+  if (job_.clipping.on_nonfinite != OnNonfinite::raise) return;
+  refuse_value({operation_, "on_nonfinite"}, "\"skip\" or \"propagate\" with capturable=True", "\"raise\"",
+               "The host, which would raise, does not wait for the norm.");
+}
+
+void StepPlan::check_together() {
+  overlaps_.check();
+  if (!job_.deferred || backend_ == nullptr) return;
+  const DeferredStep& deferred = *job_.deferred;
+  const auto check_scalar = [&](const TensorView& view, const char* name, std::int64_t group) {
+    const Argument argument{operation_, name, -1, group};
+    if (view.data == nullptr) return;
+    if (view.numel != 1) refuse_value(argument, "one element", "shape " + describe_shape(view));
+    if (view.dtype != DType::float32 && view.dtype != DType::float64) {
+      refuse_type(argument, "float32 or float64", name_of(view.dtype));
+    }
+    if (view.device != device_) refuse_value(argument, "the device of the parameters", "another one");
+  };
+  check_scalar(deferred.grad_scale, "grad_scale", -1);
+  check_scalar(deferred.found_inf, "found_inf", -1);
+  check_scalar(deferred.norm, "norm", -1);
+  check_scalar(deferred.skipped, "skipped", -1);
+  for (std::size_t g = 0; g < deferred.lr.size(); ++g) {
+    check_scalar(deferred.lr[g], "lr", deferred.lr.size() == 1 ? -1 : static_cast<std::int64_t>(g));
+  }
+}
+
+void StepPlan::defer_coefficients(const StepTensor& tensor, std::size_t bytes, std::int64_t group) {
+  last_coefficients_ = job_.coefficients.size();
+  job_.coefficients.resize(last_coefficients_ + (bytes + 15) / 16 * 16);
+  job_.deferred->tensors.push_back({tensor.step_count, static_cast<std::int32_t>(group < 0 ? 0 : group),
+                                    tensor.param.dtype, static_cast<std::int64_t>(last_coefficients_)});
 }
 
 bool StepPlan::reuses_coefficients(const StepTensor& tensor, const void* options) {
@@ -129,6 +178,7 @@ UpdateBatch& StepPlan::batch_for(int variant, DTypePair dtypes, bool maximize) {
 StepResult StepPlan::run(const Stream& stream) {
   // Without parameters there is nothing to do but to say what the norm of nothing is.
   const Backend& backend = backend_ != nullptr ? *backend_ : backend_for(stream.device, {operation_, "params"});
+  if (backend_ == nullptr) job_.deferred.reset();
   job_.grads = grads_.job();
   return backend.step(job_, stream);
 }

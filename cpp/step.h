@@ -40,8 +40,11 @@ class StepPlan {
     const int variant = O::variant(options);
     const StateSet states = states_of<O>(options);
     check(tensor, O::kStateNames, states, group, index);
+    if (job_.deferred) {
+      defer_coefficients(tensor, sizeof(decltype(O::template prepare<double>(options, 1))), group);
+    }
     if (tensor.param.numel == 0) return;
-    if (!reuses_coefficients(tensor, &options)) {
+    if (!job_.deferred && !reuses_coefficients(tensor, &options)) {
       if (tensor.param.dtype == DType::float32) {
         push_coefficients(O::template prepare<float>(options, tensor.step));
       } else {
@@ -51,11 +54,27 @@ class StepPlan {
     push(kFirstVariant + variant, options.maximize, tensor, states, group, index);
   }
 
+  // Makes this a deferred step of the optimizer O. To be called before the first add; so is defer_group, in the order
+  // of the groups.
+  template <class O>
+  void defer(const DeferredStep& scalars) {
+    job_.deferred = scalars;
+    job_.deferred->optimizer = position_of<O>(Optimizers{});
+    check_can_defer();
+  }
+  template <class Options>
+  void defer_group(const Options& options, const TensorView& lr) {
+    const auto* bytes = reinterpret_cast<const unsigned char*>(&options);
+    job_.deferred->options.insert(job_.deferred->options.end(), bytes, bytes + sizeof options);
+    job_.deferred->lr.push_back(lr);
+  }
+
   // Makes room for the arrays of so many more parameters. Vectors that grow by doubling would need three times as much.
   void reserve(std::size_t params) { overlaps_.reserve(params * kMaxArrays); }
 
-  // Refuses memory that is written and reached a second time. To be called after the last add.
-  void check_overlaps() { overlaps_.check(); }
+  // What can only be said of all together: memory that is written and reached a second time is refused, and scalars on
+  // another device. To be called after the last add.
+  void check_together();
 
   // Where all parameters are: the CPU where there are none.
   Device device() const { return device_; }
@@ -87,6 +106,14 @@ class StepPlan {
     return states[variant];
   }
 
+  template <class O, class... Os>
+  static int position_of(TypeList<Os...>) {
+    int position = -1;
+    int i = 0;
+    ((position = __is_same(O, Os) ? i : position, ++i), ...);
+    return position;
+  }
+
   template <class C>
   void push_coefficients(const C& coefficients) {
     const std::size_t rounded = (sizeof(C) + 15) / 16 * 16;
@@ -97,6 +124,8 @@ class StepPlan {
 
   void check(const StepTensor& tensor, const char* const* state_names, StateSet states, std::int64_t group,
              std::int64_t index);
+  void check_can_defer();
+  void defer_coefficients(const StepTensor& tensor, std::size_t bytes, std::int64_t group);
   bool reuses_coefficients(const StepTensor& tensor, const void* options);
   void push(int variant, bool maximize, const StepTensor& tensor, StateSet states, std::int64_t group,
             std::int64_t index);

@@ -1,10 +1,44 @@
 #include <cuda_runtime.h>
 
+#include <algorithm>
+#include <map>
+#include <mutex>
 #include <sstream>
 
 #include "devices.h"
 
 namespace fusestep::cuda {
+
+namespace {
+
+// 80 of "80-real"
+int number_of(const std::string& architecture) { return std::stoi(architecture); }
+
+std::string find_obstacle(int device) {
+  int major = 0;
+  int minor = 0;
+  cudaError_t error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  if (error != cudaSuccess) {
+    cudaGetLastError();
+    return "device " + std::to_string(device) + ", of which CUDA says: " + cudaGetErrorString(error);
+  }
+  // Code for one generation runs on its later members, PTX on every later device.
+  const int capability = 10 * major + minor;
+  const auto names = architectures();
+  const bool runs = std::any_of(names.begin(), names.end(), [&](const std::string& name) {
+    const int compiled = number_of(name);
+    const bool ptx = name.find("real") == std::string::npos;
+    return compiled <= capability && (ptx || compiled / 10 == major);
+  });
+  if (runs) return "";
+  std::string list;
+  for (const std::string& name : names) list += (list.empty() ? "" : ", ") + name;
+  return "device " + std::to_string(device) + " of compute capability " + std::to_string(major) + "." +
+         std::to_string(minor) + ", where " + list + " were compiled";
+}
+
+}  // namespace
 
 std::vector<std::string> architectures() {
   std::vector<std::string> names;
@@ -25,6 +59,15 @@ std::vector<std::string> devices() {
                     std::to_string(properties.minor) + ")");
   }
   return names;
+}
+
+std::string obstacle_of(int device) {
+  static std::mutex mutex;
+  static std::map<int, std::string> known;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = known.find(device);
+  if (found != known.end()) return found->second;
+  return known[device] = find_obstacle(device);
 }
 
 }  // namespace fusestep::cuda

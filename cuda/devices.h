@@ -12,4 +12,7 @@ std::vector<std::string> architectures();
 // "NVIDIA H200 (compute capability 9.0)", one for each device; none where there is no driver.
 std::vector<std::string> devices();
 
+// Why kernels cannot run on the device, or nothing. It is asked once for each device.
+std::string obstacle_of(int device);
+
 }  // namespace fusestep::cuda

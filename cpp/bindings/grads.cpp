@@ -10,6 +10,7 @@
 #include "bindings/options.h"
 #include "bindings/tensor.h"
 #include "check_view.h"
+#include "dispatch.h"
 #include "overlap.h"
 
 namespace fusestep {
@@ -34,6 +35,7 @@ class Grads {
     overlaps.check();
   }
 
+  TensorReader& reader() { return reader_; }
   const GradList& list() const { return list_; }
   Stream stream() { return reader_.stream_of(list_.device()); }
 
@@ -42,21 +44,43 @@ class Grads {
   GradList list_;
 };
 
-double grad_norm(const std::string& operation, py::handle grads, py::handle norm_type) {
-  const NormKind kind = read_norm_kind(norm_type, operation.c_str());
-  Grads read(operation, grads, false);
-  const Stream stream = read.stream();
-  const py::gil_scoped_release released;
-  return read.list().norm(kind, stream);
+// `out`: None, or a 0-dim array on the device of the gradients that takes the norm, so that nobody waits for it.
+TensorView read_norm_out(TensorReader& reader, const std::string& operation, py::handle out, Device device) {
+  if (out.is_none()) return {};
+  const Argument argument{operation.c_str(), "out"};
+  const TensorView view = reader.read(out, argument);
+  if (!backend_for(device, argument).defers || view.device != device) {
+    refuse_value(argument, "an array on the CUDA device of the gradients", "another one");
+  }
+  if (view.numel != 1 || view.dtype != DType::float64) {
+    refuse_value(argument, "one element of float64", std::string(name_of(view.dtype)));
+  }
+  check_writable(view, argument);
+  return view;
 }
 
-double clip_grad_norm(const std::string& operation, py::handle grads, const py::dict& options) {
-  Clipping clipping = read_clipping(options, operation.c_str(), "max_norm");
-  if (!clipping.max_grad_norm) clipping.max_grad_norm = std::numeric_limits<double>::infinity();  // only measure
-  Grads read(operation, grads, true);
+std::optional<double> clip(const std::string& operation, Grads& read, const Clipping& clipping, py::handle out) {
+  const TensorView norm = read_norm_out(read.reader(), operation, out, read.list().device());
   const Stream stream = read.stream();
   const py::gil_scoped_release released;
-  return *read.list().clip(operation.c_str(), clipping, stream).norm;
+  return read.list().clip(operation.c_str(), clipping, norm, stream).norm;
+}
+
+std::optional<double> grad_norm(const std::string& operation, py::handle grads, py::handle norm_type, py::handle out) {
+  Clipping clipping;
+  clipping.norm_kind = read_norm_kind(norm_type, operation.c_str());
+  clipping.max_grad_norm = std::numeric_limits<double>::infinity();
+  Grads read(operation, grads, false);
+  return clip(operation, read, clipping, out);
+}
+
+std::optional<double> clip_grad_norm(const std::string& operation, py::handle grads, const py::dict& options,
+                                     py::handle out) {
+  Clipping clipping = read_clipping(options, operation.c_str(), "max_norm");
+  if (!clipping.max_grad_norm) clipping.max_grad_norm = std::numeric_limits<double>::infinity();  // only measure
+  clipping.rewrite_grads = true;
+  Grads read(operation, grads, true);
+  return clip(operation, read, clipping, out);
 }
 
 void clip_grad_value(const std::string& operation, py::handle grads, py::handle clip_value) {
@@ -72,9 +96,11 @@ void clip_grad_value(const std::string& operation, py::handle grads, py::handle 
 
 void bind_grads(py::module_& m) {
   m.def("grad_norm", &grad_norm, py::arg("operation"), py::arg("grads"), py::arg("norm_type"),
-        "The norm over all elements of all gradients, accumulated in double.");
+        py::arg("out") = py::none(),
+        "The norm over all elements of all gradients, accumulated in double; into `out` if given.");
   m.def("clip_grad_norm_", &clip_grad_norm, py::arg("operation"), py::arg("grads"), py::arg("clipping"),
-        "Scales the gradients in place as the clipping options say; returns the norm before.");
+        py::arg("out") = py::none(),
+        "Scales the gradients in place as the clipping options say; returns the norm before, or puts it into `out`.");
   m.def("clip_grad_value_", &clip_grad_value, py::arg("operation"), py::arg("grads"), py::arg("clip_value"),
         "Clamps the gradients in place to [-clip_value, clip_value].");
 }

@@ -1,4 +1,5 @@
 // fusestep._core: optimizer steps.
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -7,6 +8,7 @@
 #include "bindings/lists.h"
 #include "bindings/options.h"
 #include "bindings/tensor.h"
+#include "dispatch.h"
 #include "math/optim/all.h"
 #include "step.h"
 
@@ -18,8 +20,8 @@ namespace {
 // list of ints, or a list of tensors that hold the count before this step.
 class Steps {
  public:
-  Steps(py::handle steps, std::size_t count, const char* operation, std::int64_t group)
-      : operation_(operation), group_(group) {
+  Steps(py::handle steps, std::size_t count, bool deferred, const char* operation, std::int64_t group)
+      : operation_(operation), group_(group), deferred_(deferred) {
     if (PyLong_Check(steps.ptr())) {
       common_ = read_step(steps, -1);
     } else {
@@ -40,18 +42,21 @@ class Steps {
     }
     const Argument argument{operation_, "steps", i, group_};
     const TensorView view = reader.read(list_[index], argument);
-    if (view.ndim != 0 || view.device.type != kDeviceCpu) {
-      refuse_value(argument, "a 0-dim tensor in CPU memory, as torch.optim keeps", "another tensor");
+    if (view.ndim != 0 || (view.device.type != kDeviceCpu && !deferred_)) {
+      refuse_value(argument, "a 0-dim tensor in CPU memory, as torch.optim keeps", "another tensor",
+                   "One on the device needs capturable=True.");
     }
-    if (view.dtype == DType::float32) {
-      tensor.step = *static_cast<const float*>(view.data) + 1.0;
-    } else if (view.dtype == DType::float64) {
-      tensor.step = *static_cast<const double*>(view.data) + 1.0;
-    } else {
+    if (view.dtype != DType::float32 && view.dtype != DType::float64) {
       refuse_type(argument, "float32 or float64", name_of(view.dtype));
     }
-    if (!(tensor.step >= 1)) refuse_value(argument, "a count >= 0", std::to_string(tensor.step - 1));
     tensor.step_count = view;
+    if (deferred_) return;  // the device reads it
+    if (view.dtype == DType::float32) {
+      tensor.step = *static_cast<const float*>(view.data) + 1.0;
+    } else {
+      tensor.step = *static_cast<const double*>(view.data) + 1.0;
+    }
+    if (!(tensor.step >= 1)) refuse_value(argument, "a count >= 0", std::to_string(tensor.step - 1));
   }
 
  private:
@@ -64,6 +69,7 @@ class Steps {
 
   const char* operation_;
   std::int64_t group_;
+  bool deferred_;
   double common_ = 1;
   ItemList list_;
 };
@@ -71,7 +77,7 @@ class Steps {
 // One group: (options, params, grads, states, steps).
 template <class O>
 void add_group(StepPlan& plan, TensorReader& reader, const py::tuple& group, const typename O::Options& options,
-               const char* operation, std::int64_t group_index) {
+               bool deferred, const char* operation, std::int64_t group_index) {
   const auto list_argument = [&](const char* name) { return Argument{operation, name, -1, group_index}; };
   const ItemList params(group[1], list_argument("params"));
   const ItemList grads(group[2], list_argument("grads"));
@@ -86,7 +92,7 @@ void add_group(StepPlan& plan, TensorReader& reader, const py::tuple& group, con
     states[k] = ItemList(given_states[static_cast<std::size_t>(k)], argument);
     states[k].check_length(params.size(), argument);
   }
-  const Steps steps(group[4], params.size(), operation, group_index);
+  const Steps steps(group[4], params.size(), deferred, operation, group_index);
 
   plan.reserve(params.size());
   for (std::size_t i = 0; i < params.size(); ++i) {
@@ -103,20 +109,51 @@ void add_group(StepPlan& plan, TensorReader& reader, const py::tuple& group, con
   }
 }
 
+// The scalars of a deferred step: {"grad_scale", "found_inf", "norm", "skipped"}, each a tensor on the device or None.
+DeferredStep read_deferred(const py::dict& given, TensorReader& reader, const char* operation) {
+  const auto read = [&](const char* name) {
+    PyObject* value = PyDict_GetItemString(given.ptr(), name);
+    return value == nullptr || value == Py_None ? TensorView{} : reader.read(value, {operation, name});
+  };
+  DeferredStep deferred{};
+  deferred.grad_scale = read("grad_scale");
+  deferred.found_inf = read("found_inf");
+  deferred.norm = read("norm");
+  deferred.skipped = read("skipped");
+  return deferred;
+}
+
+// The rate of a deferred step may be a tensor on the device, to be read there. It is taken out of `options` then.
+TensorView take_lr_on_device(py::dict& options, TensorReader& reader, const Argument& argument) {
+  PyObject* value = PyDict_GetItemString(options.ptr(), "lr");
+  if (value == nullptr || PyFloat_Check(value) || PyLong_Check(value)) return {};
+  const TensorView lr = reader.read(value, argument);
+  if (!backend_for(lr.device, argument).defers) return {};  // a number in host memory
+  options = options.attr("copy")();
+  options.attr("pop")("lr");
+  return lr;
+}
+
 template <class O>
-py::tuple optimizer_step(const char* operation, const py::list& groups, const py::dict& clipping) {
+py::tuple optimizer_step(const char* operation, const py::list& groups, const py::dict& clipping,
+                         const std::optional<py::dict>& deferred) {
   TensorReader reader;
   StepPlan plan(operation, read_clipping(clipping, operation));
+  if (deferred) plan.defer<O>(read_deferred(*deferred, reader, operation));
   // The plan knows groups by the address of their options: these stay where they are.
   std::vector<typename O::Options> options;
   options.reserve(groups.size());
   for (std::size_t g = 0; g < groups.size(); ++g) {
     const auto group_index = groups.size() == 1 ? -1 : static_cast<std::int64_t>(g);
     const auto group = py::reinterpret_borrow<py::tuple>(groups[g]);
-    options.push_back(read_options<O>(group[0], operation, group_index));
-    add_group<O>(plan, reader, group, options.back(), operation, group_index);
+    auto given = py::reinterpret_borrow<py::dict>(group[0]);
+    const TensorView lr =
+        deferred ? take_lr_on_device(given, reader, {operation, "lr", -1, group_index}) : TensorView{};
+    options.push_back(read_options<O>(given, operation, group_index));
+    if (deferred) plan.defer_group(options.back(), lr);
+    add_group<O>(plan, reader, group, options.back(), deferred.has_value(), operation, group_index);
   }
-  plan.check_overlaps();
+  plan.check_together();
   const Stream stream = reader.stream_of(plan.device());
   StepResult result;
   {
@@ -164,15 +201,27 @@ void bind_optim(py::module_& m) {
       py::arg("operation"), py::arg("clipping"), "Refuses clipping options that make no sense.");
 
   m.def(
+      "defers",
+      [](py::handle array) {
+        TensorReader reader;
+        const Argument argument{"defers", "array"};
+        return backend_for(reader.read(array, argument).device, argument).defers;
+      },
+      py::arg("array"), "Whether steps can be deferred where this array is.");
+
+  m.def(
       "optimizer_step",
-      [](const std::string& operation, const std::string& name, const py::list& groups, const py::dict& clipping) {
+      [](const std::string& operation, const std::string& name, const py::list& groups, const py::dict& clipping,
+         const std::optional<py::dict>& deferred) {
         py::tuple result;
-        with_optimizer(name,
-                       [&]<class O>(TypeList<O>) { result = optimizer_step<O>(operation.c_str(), groups, clipping); });
+        with_optimizer(name, [&]<class O>(TypeList<O>) {
+          result = optimizer_step<O>(operation.c_str(), groups, clipping, deferred);
+        });
         return result;
       },
-      py::arg("operation"), py::arg("name"), py::arg("groups"), py::arg("clipping"),
-      "One step over all groups, each (options, params, grads, states, steps). Returns (norm or None, applied).");
+      py::arg("operation"), py::arg("name"), py::arg("groups"), py::arg("clipping"), py::arg("deferred") = py::none(),
+      "One step over all groups, each (options, params, grads, states, steps). Returns (norm or None, applied). "
+      "`deferred`: the host does not wait and learns nothing; what the device reads and writes instead.");
 }
 
 }  // namespace fusestep

@@ -3,9 +3,6 @@
 #include "bindings/options.h"
 #include "dispatch.h"
 #include "threads.h"
-#if defined(FUSESTEP_HAS_CUDA)
-#include "devices.h"
-#endif
 
 namespace fusestep {
 
@@ -35,13 +32,9 @@ void bind_runtime(py::module_& m) {
     info["simd"] = simd_level();
     info["threads"] = num_threads();
     info["thread_source"] = thread_source();
-#if defined(FUSESTEP_HAS_CUDA)
-    info["cuda_architectures"] = cuda::architectures();
-    info["cuda_devices"] = cuda::devices();
-#else
-    info["cuda_architectures"] = std::vector<std::string>{};
-    info["cuda_devices"] = std::vector<std::string>{};
-#endif
+    const CudaInfo cuda = cuda_info();
+    info["cuda_architectures"] = cuda.architectures;
+    info["cuda_devices"] = cuda.devices;
     return info;
   });
 }

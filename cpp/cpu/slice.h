@@ -7,20 +7,11 @@
 #include <cstring>
 
 #include "cpu_kernels.h"
+#include "math/lowp.h"
 #include "simd/vec.h"
 
 namespace fusestep::FUSESTEP_ISA {
 namespace {
-
-// The type that arithmetic on elements of type S is done in.
-template <class S>
-struct Wide {
-  using type = float;
-};
-template <>
-struct Wide<double> {
-  using type = double;
-};
 
 // Calls piece(tensor, first, count) for each tensor that has elements in the slice; first counts from the tensor's own
 // start.

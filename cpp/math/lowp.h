@@ -15,6 +15,16 @@ struct BFloat16 {
   std::uint16_t bits;
 };
 
+// The type that arithmetic on elements of type S is done in.
+template <class S>
+struct Wide {
+  using type = float;
+};
+template <>
+struct Wide<double> {
+  using type = double;
+};
+
 FUSESTEP_HD std::uint32_t bits_of(float value) {
   std::uint32_t bits;
   memcpy(&bits, &value, sizeof bits);

@@ -15,7 +15,7 @@ namespace fusestep {
 enum class NormKind { one, two, inf };
 
 inline constexpr int kNormLanes = 32;
-inline constexpr std::int64_t kNormGroup = 256;  // slices
+inline constexpr std::int64_t kNormGroup = 64;  // slices
 
 // Each has accumulate(total, element), combine(total, total) and finish(total), zero being the start of all.
 struct NormOne {
@@ -47,7 +47,7 @@ struct NormInf {
 
 // Calls visit(Norm{}) for the kind.
 template <class Visit>
-FUSESTEP_HD auto with_norm(NormKind kind, const Visit& visit) {
+auto with_norm(NormKind kind, const Visit& visit) {
   if (kind == NormKind::one) return visit(NormOne{});
   if (kind == NormKind::two) return visit(NormTwo{});
   return visit(NormInf{});

@@ -57,7 +57,7 @@ struct AdaGrad {
   static int variant(const Options&) { return 0; }
 
   template <class T>
-  static AdaGradCoefficients<T> prepare(const Options& o, double step) {
+  FUSESTEP_HD static AdaGradCoefficients<T> prepare(const Options& o, double step) {
     return {static_cast<T>(o.weight_decay), static_cast<T>(o.eps),
             static_cast<T>(-o.lr / (1 + (step - 1) * o.lr_decay))};
   }

@@ -53,7 +53,7 @@ struct AdamUpdate {
 };
 
 template <class T, class Options>
-AdamCoefficients<T> adam_coefficients(const Options& o, double step, double l2, double shrink) {
+FUSESTEP_HD AdamCoefficients<T> adam_coefficients(const Options& o, double step, double l2, double shrink) {
   const double correction1 = 1 - std::pow(o.betas.beta1, step);
   const double correction2 = 1 - std::pow(o.betas.beta2, step);
   return {static_cast<T>(l2),
@@ -95,7 +95,7 @@ struct Adam {
   static int variant(const Options& o) { return o.amsgrad ? 1 : 0; }
 
   template <class T>
-  static AdamCoefficients<T> prepare(const Options& o, double step) {
+  FUSESTEP_HD static AdamCoefficients<T> prepare(const Options& o, double step) {
     return adam_coefficients<T>(o, step, o.weight_decay, 1);
   }
 };
@@ -132,7 +132,7 @@ struct AdamW {
   static int variant(const Options& o) { return o.amsgrad ? 1 : 0; }
 
   template <class T>
-  static AdamCoefficients<T> prepare(const Options& o, double step) {
+  FUSESTEP_HD static AdamCoefficients<T> prepare(const Options& o, double step) {
     const double rate = o.decay.value == 0 ? o.lr * o.weight_decay : o.weight_decay;
     return adam_coefficients<T>(o, step, 0, 1 - rate);
   }

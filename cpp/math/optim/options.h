@@ -2,6 +2,8 @@
 // Python, checking them, their defaults and the documentation of fusestep.ops all come from these tables.
 #pragma once
 
+#include "math/hd.h"
+
 namespace fusestep {
 
 // Two decay rates that torch passes as one tuple, betas=(0.9, 0.999).
@@ -31,6 +33,6 @@ inline constexpr int kMaxStates = 3;
 // Which of them a variant uses is a set of bits, StateSet{0b011}: a plain value, so that no object emits a symbol for
 // it.
 using StateSet = unsigned;
-constexpr bool uses(StateSet states, int k) { return (states >> k & 1) != 0; }
+FUSESTEP_HD constexpr bool uses(StateSet states, int k) { return (states >> k & 1) != 0; }
 
 }  // namespace fusestep

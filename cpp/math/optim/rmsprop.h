@@ -79,7 +79,7 @@ struct RMSProp {
   static int variant(const Options& o) { return (o.momentum != 0 ? 2 : 0) + (o.centered ? 1 : 0); }
 
   template <class T>
-  static RMSPropCoefficients<T> prepare(const Options& o, double /*step*/) {
+  FUSESTEP_HD static RMSPropCoefficients<T> prepare(const Options& o, double /*step*/) {
     return {static_cast<T>(o.weight_decay), static_cast<T>(o.alpha),    static_cast<T>(1 - o.alpha),
             static_cast<T>(o.eps),          static_cast<T>(o.momentum), static_cast<T>(-o.lr)};
   }

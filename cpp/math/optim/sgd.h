@@ -90,7 +90,7 @@ struct SGD {
   }
 
   template <class T>
-  static SGDCoefficients<T> prepare(const Options& o, double step) {
+  FUSESTEP_HD static SGDCoefficients<T> prepare(const Options& o, double step) {
     return {static_cast<T>(o.weight_decay),
             static_cast<T>(o.momentum),
             static_cast<T>(1 - o.dampening),

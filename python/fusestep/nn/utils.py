@@ -43,7 +43,8 @@ def clip_grad_norm_(
         foreach: accepted for torch's sake; the pass is always fused.
 
     Returns:
-        The norm before clipping: 0-dim, of the gradients' dtype (the wider one where they differ).
+        The norm before clipping: 0-dim, of the gradients' dtype (the wider one where they differ) and on their
+        device. On CUDA nobody waits for it, unless `error_if_nonfinite`.
 
     Raises:
         TypeError: gradients of another dtype, layout or device.
@@ -56,6 +57,11 @@ def clip_grad_norm_(
         "norm_type": float(norm_type),
         "on_nonfinite": "raise" if error_if_nonfinite else "propagate",
     }
+    if _stays_on_device(grads, error_if_nonfinite):
+        out = torch.empty((), dtype=torch.float64, device=grads[0].device)
+        _core.clip_grad_norm_("clip_grad_norm_", grads, clipping, out)
+        increment_version(grads)
+        return out.to(_dtype(grads))
     norm = _core.clip_grad_norm_("clip_grad_norm_", grads, clipping)
     increment_version(grads)
     return _scalar(norm, grads)
@@ -97,6 +103,10 @@ def get_total_norm(
         TypeError, ValueError, RuntimeError: as for `clip_grad_norm_`.
     """
     tensors = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+    if _stays_on_device(tensors, error_if_nonfinite):
+        out = torch.empty((), dtype=torch.float64, device=tensors[0].device)
+        _core.grad_norm("get_total_norm", tensors, float(norm_type), out)
+        return out.to(_dtype(tensors))
     norm = _core.grad_norm("get_total_norm", tensors, float(norm_type))
     if error_if_nonfinite and not abs(norm) < float("inf"):
         refuse("get_total_norm", "tensors", "a finite norm", str(norm), error=RuntimeError)
@@ -113,6 +123,14 @@ def _grads(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
     return [p.grad for p in listed if p.grad is not None]
 
 
+def _stays_on_device(tensors: list[Tensor], error_if_nonfinite: bool) -> bool:
+    """Whether the norm need not come to the host, which would wait for it."""
+    return bool(tensors) and getattr(tensors[0], "is_cuda", False) and not error_if_nonfinite
+
+
+def _dtype(like: list[Tensor]) -> torch.dtype:
+    return reduce(torch.promote_types, {t.dtype for t in like}) if like else torch.float32
+
+
 def _scalar(value: float, like: list[Tensor]) -> Tensor:
-    dtype = reduce(torch.promote_types, {t.dtype for t in like}) if like else torch.float32
-    return torch.tensor(value, dtype=dtype)
+    return torch.tensor(value, dtype=_dtype(like), device=like[0].device if like else None)

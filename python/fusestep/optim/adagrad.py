@@ -37,6 +37,8 @@ class Adagrad(FusedOptimizer):
         eps: added to the root, >= 0. Default: 1e-10.
         foreach, fused: accepted and kept for torch's state_dict; the step is always fused.
         maximize: follow the gradient upwards. Default: False.
+        capturable: keep step counts and decisions on the CUDA device, as `FusedOptimizer` says; torch has no such
+            flag here. The same in all groups. Default: False.
         differentiable: refused unless False.
         **clipping: see `Clipping`.
 
@@ -60,9 +62,10 @@ class Adagrad(FusedOptimizer):
         maximize: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
+        capturable: bool = False,
         **clipping: Unpack[Clipping],
     ) -> None:
-        defaults = {
+        defaults: dict[str, Any] = {
             "lr": lr,
             "lr_decay": lr_decay,
             "eps": eps,
@@ -73,6 +76,8 @@ class Adagrad(FusedOptimizer):
             "differentiable": differentiable,
             "fused": fused,
         }
+        if capturable:  # no key of torch's
+            defaults["capturable"] = True
         super().__init__(params, defaults, clipping)
         # torch.optim.Adagrad alone has its state before the first step; a state_dict shows it.
         for group in self.param_groups:

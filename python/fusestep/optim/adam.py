@@ -37,7 +37,9 @@ class Adam(FusedOptimizer):
         amsgrad: divide by the largest second moment so far (Reddi et al., arXiv:1904.09237). Default: False.
         foreach, fused: accepted and kept for torch's state_dict; the step is always fused.
         maximize: follow the gradient upwards. Default: False.
-        capturable, differentiable: refused unless False.
+        capturable: keep step counts and decisions on the CUDA device, as `FusedOptimizer` says; the same in all
+            groups. Default: False.
+        differentiable: refused unless False.
         decoupled_weight_decay: decay the parameter and not the gradient, as `AdamW` does; the same in all
             groups. Default: False.
         **clipping: see `Clipping`.

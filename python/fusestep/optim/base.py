@@ -59,6 +59,9 @@ Group: TypeAlias = tuple[
 ]
 States: TypeAlias = tuple[tuple[Sequence[Any] | None, ...], int | Sequence[Any]]
 
+# Only where CUDA is emulated in CPU memory, for the tests.
+_CPU_DEFERS = _core.defers(torch.empty(0))
+
 _NO_STATE: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -71,17 +74,22 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     Args:
         params: tensors, (name, tensor) pairs or dicts of a parameter group, as for ``torch.optim``.
-            float32 or float64, on the CPU, any strides without overlap. Gradients have the dtype of their
-            parameter; float32 parameters also take bfloat16 and float16 gradients. Parameters without a
-            gradient are left alone.
+            float32 or float64, on the CPU or all on one CUDA device, any strides without overlap. Gradients have
+            the dtype of their parameter; float32 parameters also take bfloat16 and float16 gradients. Parameters
+            without a gradient are left alone.
         defaults: the options of a parameter group, under torch's names.
         clipping: see `Clipping`.
 
+    With ``capturable=True`` (on CUDA; the CPU has no use for it) the step counts are on the device, ``lr`` may
+    be a tensor there, and the norm, the clip factor and the decision to skip never leave it: the host does
+    not wait, and a CUDA graph may hold the step. Make one step before the capture, for the state to be there.
+    Without it a step that takes the norm waits for it.
+
     Attributes:
         grad_norm: norm of the gradients of all groups at the last step, unscaled and before clipping; None as
-            long as no step has taken it.
+            long as no step has taken it. With capturable, a 0-dim float64 tensor on the device.
         skipped_steps: number of steps that were left out, for a norm that was not finite or for the
-            ``found_inf`` of a ``torch.amp.GradScaler``.
+            ``found_inf`` of a ``torch.amp.GradScaler``. With capturable, a 0-dim float64 tensor on the device.
 
     Raises:
         TypeError: an unknown keyword, or an option of the wrong kind.
@@ -100,8 +108,8 @@ class FusedOptimizer(torch.optim.Optimizer):
     max_grad_value: float | None
     on_nonfinite: Literal["skip", "raise", "propagate"] | None
     rewrite_grads: bool
-    grad_norm: float | None
-    skipped_steps: int
+    grad_norm: float | Tensor | None
+    skipped_steps: int | Tensor
 
     def __init__(self, params: Any, defaults: dict[str, Any], clipping: Clipping) -> None:
         unknown = clipping.keys() - CLIPPING_DEFAULTS.keys()
@@ -174,10 +182,11 @@ class FusedOptimizer(torch.optim.Optimizer):
         clipping = self._clipping()
         # Only torch.amp.GradScaler sets these two, for the time of one step, and deletes them after it.
         scale: Any = getattr(self, "grad_scale", None)
-        if scale is not None:
-            clipping["grad_scale"] = float(scale)
         found_inf: Any = getattr(self, "found_inf", None)
-        if found_inf is not None and float(found_inf) != 0.0:
+        deferred = self._deferred(params, scale, found_inf)
+        if scale is not None and deferred is None:
+            clipping["grad_scale"] = float(scale)
+        if found_inf is not None and deferred is None and float(found_inf) != 0.0:
             if self.max_grad_norm is not None or self.on_nonfinite in ("skip", "raise"):
                 scaled = _core.grad_norm(operation, list(chain.from_iterable(grads)), self.norm_type)
                 self.grad_norm = scaled / clipping.get("grad_scale", 1.0)
@@ -191,11 +200,21 @@ class FusedOptimizer(torch.optim.Optimizer):
                 self.param_groups, params, grads, self._states_of(params), strict=True
             )
         ]
+        if fresh and deferred is not None and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            refuse(
+                operation,
+                "state",
+                "the state of every parameter before a CUDA graph captures a step",
+                "none yet",
+                "The graph would start it anew at each replay: make one step first.",
+                error=RuntimeError,
+            )
         try:
-            norm, applied = _core.optimizer_step(operation, kernel, work, clipping)
+            norm, applied = _core.optimizer_step(operation, kernel, work, clipping, deferred)
         except (TypeError, ValueError) as refusal:
             raise type(refusal)(self._in_group_indices(str(refusal), kernel, params)) from None
-        self.grad_norm = norm
+        if deferred is None:
+            self.grad_norm = norm
         if not applied:
             self.skipped_steps += 1
             return loss
@@ -223,8 +242,11 @@ class FusedOptimizer(torch.optim.Optimizer):
                 group.setdefault(name, default)
             for p in group["params"]:
                 kept = self.state.get(p, _NO_STATE)
-                if "step" in kept and not isinstance(kept["step"], Tensor):
-                    kept["step"] = torch.tensor(float(kept["step"]), dtype=torch.float32, device="cpu")
+                if "step" in kept:
+                    home = p.device if group.get("capturable") else torch.device("cpu")
+                    if not isinstance(kept["step"], Tensor):
+                        kept["step"] = torch.tensor(float(kept["step"]), dtype=torch.float32)
+                    kept["step"] = kept["step"].to(home)
 
     def _kernel(self, groups: Iterable[dict[str, Any]]) -> str:
         """The name in ``_core.optimizers()`` of the kernel for these groups."""
@@ -232,19 +254,44 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     def _check_options(self, options: dict[str, Any]) -> None:
         operation = type(self).__name__
-        for flag in ("capturable", "differentiable"):
-            if options.get(flag):
-                refuse(
-                    operation,
-                    flag,
-                    "False",
-                    "True",
-                    f"torch.optim.{operation} has it, the fused step has not.",
-                )
+        if options.get("differentiable"):
+            refuse(
+                operation,
+                "differentiable",
+                "False",
+                "True",
+                f"torch.optim.{operation} has it, the fused step has not.",
+            )
         _core.check_options(operation, self._kernel([options]), options)
 
     def _clipping(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in CLIPPING_DEFAULTS}
+
+    def _deferred(self, params: list[list[Tensor]], scale: Any, found_inf: Any) -> dict[str, Any] | None:
+        """What a capturable step reads and writes on the device; None where the host decides."""
+        flags = {bool(group.get("capturable")) for group in self.param_groups}
+        if flags == {False}:
+            return None
+        if len(flags) > 1:
+            refuse(
+                f"{type(self).__name__}.step",
+                "capturable",
+                "the same in all parameter groups",
+                "both True and False",
+                "Use one optimizer for each.",
+            )
+        first = next(chain.from_iterable(params), None)
+        if first is None or (first.device.type == "cpu" and not _CPU_DEFERS):
+            return None
+        device = first.device
+        takes_norm = self.max_grad_norm is not None or self.on_nonfinite in ("skip", "raise")
+        # The same tensors from step to step: a graph writes to these.
+        if takes_norm and not isinstance(self.grad_norm, Tensor):
+            self.grad_norm = torch.zeros((), dtype=torch.float64, device=device)
+        if not isinstance(self.skipped_steps, Tensor):
+            self.skipped_steps = torch.full((), self.skipped_steps, dtype=torch.float64, device=device)
+        norm = self.grad_norm if takes_norm else None
+        return {"grad_scale": scale, "found_inf": found_inf, "norm": norm, "skipped": self.skipped_steps}
 
     def _with_gradients(self) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
         """The parameters that have a gradient, and the gradients, group by group."""
@@ -334,5 +381,5 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     def _new_state(self, key: str, param: Tensor, group: dict[str, Any]) -> Tensor:
         if key == "step":
-            return torch.zeros((), dtype=torch.float32, device="cpu")
+            return torch.zeros((), dtype=torch.float32, device=param.device if group.get("capturable") else "cpu")
         return torch.zeros_like(param, memory_format=torch.preserve_format)

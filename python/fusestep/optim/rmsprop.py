@@ -37,7 +37,9 @@ class RMSprop(FusedOptimizer):
             arXiv:1308.0850). Default: False.
         foreach: accepted and kept for torch's state_dict; the step is always fused.
         maximize: follow the gradient upwards. Default: False.
-        capturable, differentiable: refused unless False.
+        capturable: keep step counts and decisions on the CUDA device, as `FusedOptimizer` says; the same in all
+            groups. Default: False.
+        differentiable: refused unless False.
         **clipping: see `Clipping`.
 
     Raises:

@@ -39,6 +39,8 @@ class SGD(FusedOptimizer):
         nesterov: Nesterov's momentum; needs a momentum, and no dampening. Default: False.
         maximize: follow the gradient upwards. Default: False.
         foreach, fused: accepted and kept for torch's state_dict; the step is always fused.
+        capturable: keep step counts and decisions on the CUDA device, as `FusedOptimizer` says; torch has no such
+            flag here. The same in all groups. Default: False.
         differentiable: refused unless False.
         form: "torch" or "classical", as above. Default: "torch".
         **clipping: see `Clipping`.
@@ -63,10 +65,11 @@ class SGD(FusedOptimizer):
         foreach: bool | None = None,
         differentiable: bool = False,
         fused: bool | None = None,
+        capturable: bool = False,
         form: Literal["torch", "classical"] = "torch",
         **clipping: Unpack[Clipping],
     ) -> None:
-        defaults = {
+        defaults: dict[str, Any] = {
             "lr": lr,
             "momentum": momentum,
             "dampening": dampening,
@@ -78,6 +81,8 @@ class SGD(FusedOptimizer):
             "fused": fused,
             "form": form,
         }
+        if capturable:  # no key of torch's
+            defaults["capturable"] = True
         super().__init__(params, defaults, clipping)
 
     def _collect(
@@ -87,6 +92,8 @@ class SGD(FusedOptimizer):
         states: list[Mapping[str, Any]],
         fresh: list[tuple[Tensor, dict[str, Tensor]]],
     ) -> States:
+        if group.get("capturable"):
+            return self._collect_counted(group, params, states, fresh)
         if not group["momentum"]:
             return (None,), 1
         # torch counts no steps here: a buffer that is absent (None in some checkpoints) marks the first one.
@@ -98,3 +105,28 @@ class SGD(FusedOptimizer):
                     buffers[i] = self._new_state("momentum_buffer", p, group)
                     fresh.append((p, {"momentum_buffer": buffers[i]}))
         return (buffers,), steps
+
+    def _collect_counted(
+        self,
+        group: dict[str, Any],
+        params: list[Tensor],
+        states: list[Mapping[str, Any]],
+        fresh: list[tuple[Tensor, dict[str, Tensor]]],
+    ) -> States:
+        """The same where the device has to see which step is the first: it counts them, in a state of our own."""
+        buffers: list[Any] = []
+        steps = []
+        for p, state in zip(params, states, strict=True):
+            new = {}
+            buffer, step = state.get("momentum_buffer"), state.get("step")
+            if step is None:
+                step = new["step"] = self._new_state("step", p, group)
+                if buffer is not None:
+                    step.fill_(1.0)
+            if buffer is None and group["momentum"]:
+                buffer = new["momentum_buffer"] = self._new_state("momentum_buffer", p, group)
+            if new:
+                fresh.append((p, new))
+            buffers.append(buffer)
+            steps.append(step)
+        return (buffers if group["momentum"] else None,), steps

@@ -177,7 +177,8 @@ class Trainer:
             self.optimizer.step()
         finally:
             self.optimizer.max_grad_norm, self.optimizer.max_grad_value = own
-        return self.optimizer.grad_norm
+        taken = self.optimizer.grad_norm
+        return None if taken is None else float(taken)
 
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.config.max_steps

@@ -1,0 +1,40 @@
+#include "backend_cuda.h"
+#include "devices.h"
+#include "dropout_cuda.h"
+#include "masked_softmax_cuda.h"
+#include "step.h"
+
+namespace fusestep::cuda {
+
+namespace {
+
+void attention_forward(const AttentionJob& /*job*/, const Stream& /*stream*/) {
+  refuse_value({"attention", "query"}, "an array in CPU memory", "one on a CUDA device",
+               "Attention has no CUDA kernels yet.");
+}
+
+void attention_backward(const AttentionJob& job, const AttentionGrads& /*grads*/, const Stream& stream) {
+  attention_forward(job, stream);
+}
+
+const Backend kBackend{
+    .name = "cuda",
+    .defers = true,
+    .step = run_step,
+    .transform = run_transform,
+    .dropout = run_dropout,
+    .attention_forward = attention_forward,
+    .attention_backward = attention_backward,
+    .masked_softmax_forward = run_masked_softmax_forward,
+    .masked_softmax_backward = run_masked_softmax_backward,
+};
+
+}  // namespace
+
+const Backend& backend_for(Device device, const Argument& argument) {
+  const std::string obstacle = obstacle_of(device.type == kDeviceCuda ? device.index : 0);
+  if (!obstacle.empty()) refuse_value(argument, "a device that this build has kernels for", obstacle);
+  return kBackend;
+}
+
+}  // namespace fusestep::cuda

@@ -1,0 +1,70 @@
+// The library's own memory on a device: tables that kernels read, and scratch that they hand to each other.
+//
+// Both belong to a stream, whose order protects them: a kernel of the next step runs after those of this one, and so
+// does a copy that overwrites a table. A table is kept as long as its content is asked for, so that a step over the
+// same tensors uploads nothing. While a stream is being captured nothing can be reused: the graph may run at any time
+// later. Then each request gets memory of its own, filled at once and kept until the process ends.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <mutex>
+#include <vector>
+
+#include "backend.h"
+
+namespace fusestep::cuda {
+
+using Bytes = std::vector<unsigned char>;
+
+// Makes the stream's device the current one, holds its memory for one call of the library, and gives back the device
+// that was current before.
+class Session {
+ public:
+  explicit Session(const Stream& stream);
+  ~Session();
+  Session(const Session&) = delete;
+  Session& operator=(const Session&) = delete;
+
+  cudaStream_t stream() const { return stream_; }
+  bool capturing() const { return capturing_; }
+
+  // Where `content` lies on the device, for this session's kernels.
+  const void* table(const Bytes& content);
+
+  // Uninitialised, for this session's kernels. One a session: it is the same memory each time.
+  unsigned char* scratch(std::size_t bytes);
+
+  // Copies from the device, and waits.
+  void read_back(void* to, const void* from, std::size_t bytes);
+
+  // To be called after the last launch: waits if nobody else orders work after this stream.
+  void finish();
+
+ private:
+  bool wait_;
+  bool capturing_ = false;
+  int device_;
+  int previous_device_ = -1;
+  cudaStream_t stream_;
+  std::unique_lock<std::mutex> lock_;
+};
+
+// Appends the bytes of `count` plain values, aligned for them; returns where they begin.
+template <class T>
+std::size_t append(Bytes& bytes, const T* values, std::size_t count) {
+  const std::size_t begin = (bytes.size() + 15) / 16 * 16;
+  bytes.resize(begin + count * sizeof(T));
+  if (count > 0) std::memcpy(bytes.data() + begin, values, count * sizeof(T));
+  return begin;
+}
+
+template <class T>
+const T* at(const void* table, std::size_t offset) {
+  return reinterpret_cast<const T*>(static_cast<const unsigned char*>(table) + offset);
+}
+
+}  // namespace fusestep::cuda

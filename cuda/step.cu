@@ -1,0 +1,148 @@
+// The course of a step on a device: at most three launches for norm, clipping and update of one kind of tensors,
+// whatever their number.
+#include <cmath>
+
+#include "errors.h"
+#include "step.h"
+#include "step_on_host.h"
+
+namespace fusestep::cuda {
+
+namespace {
+
+// The scratch memory of a step: [Decision][norm][partial, slices][coefficients].
+struct Scratch {
+  Decision* decision;
+  double* norm;
+  double* partial;
+  unsigned char* coefficients;
+
+  Scratch(Session& session, std::int64_t slices, std::size_t coefficient_bytes) {
+    constexpr std::size_t kHead = (sizeof(Decision) + sizeof(double) + 15) / 16 * 16;
+    const std::size_t partial_bytes = (static_cast<std::size_t>(slices) * sizeof(double) + 15) / 16 * 16;
+    unsigned char* memory = session.scratch(kHead + partial_bytes + coefficient_bytes + 16);
+    decision = reinterpret_cast<Decision*>(memory);
+    norm = reinterpret_cast<double*>(memory + sizeof(Decision));
+    partial = reinterpret_cast<double*>(memory + kHead);
+    coefficients = memory + kHead + partial_bytes;
+  }
+};
+static_assert(sizeof(Decision) % sizeof(double) == 0);
+
+Line<LineGradTensor> make_line(Session& session, const GradJob& job) {
+  return make_line(session, job.tensors, job.num_tensors);
+}
+
+Scalar scalar(const TensorView& view) { return {view.data, view.dtype}; }
+
+double norm(Session& session, const Line<LineGradTensor>& line, NormKind kind, const Scratch& scratch) {
+  launch_norm(kind, {line, scratch.partial}, session.stream());
+  launch_combine(kind, {scratch.partial, slices(line.numel), scratch.norm}, session.stream());
+  double result = 0;
+  session.read_back(&result, scratch.norm, sizeof result);
+  return result;
+}
+
+// All that a step needs on the device. It is made before the first launch: what can fail fails with nothing changed.
+struct Tables {
+  Line<LineGradTensor> grads{};
+  std::vector<Line<LineUpdateTensor>> batches;
+
+  Tables(Session& session, const StepJob& job) {
+    if (job.grads.numel > 0) grads = make_line(session, job.grads);
+    for (const UpdateBatch& batch : job.batches) {
+      batches.push_back(make_line(session, batch.tensors.data(), static_cast<std::int64_t>(batch.tensors.size()) - 1));
+    }
+  }
+};
+
+void launch_update(const UpdateBatch& batch, const UpdateArguments& arguments, cudaStream_t stream) {
+  // In the order of DTypePair.
+  constexpr LaunchUpdate* launchers[] = {launch_update_f32_f32, launch_update_f32_bf16, launch_update_f32_f16,
+                                         launch_update_f64_f64};
+  launchers[static_cast<int>(batch.dtypes)](batch.variant, arguments, stream);
+}
+
+StepResult run_on_host(Session& session, const StepJob& job, const Tables& tables) {
+  if (session.capturing()) {
+    throw CudaError(std::string(job.operation) +
+                    ": expected a stream that no CUDA graph captures, got one that is captured. The graph would repeat "
+                    "this step's number and decisions: pass capturable=True.");
+  }
+  const Scratch scratch(session, slices(job.grads.numel), 0);
+  const auto* coefficients = static_cast<const unsigned char*>(session.table(job.coefficients));
+  std::size_t next = 0;
+  return step_on_host(
+      job, [&] { return tables.grads.numel == 0 ? 0 : norm(session, tables.grads, job.clipping.norm_kind, scratch); },
+      [&](const UpdateBatch& batch, GradTransform<double> transform) {
+        launch_update(batch, {tables.batches[next++], coefficients, nullptr, transform, batch.maximize},
+                      session.stream());
+      },
+      [&](GradTransform<double> transform) { launch_transform({tables.grads, nullptr, transform}, session.stream()); });
+}
+
+StepResult run_deferred(Session& session, const StepJob& job, const Tables& tables) {
+  const DeferredStep& deferred = *job.deferred;
+  const Clipping& clipping = job.clipping;
+  const Scratch scratch(session, slices(job.grads.numel), job.coefficients.size());
+
+  std::vector<LinePrepared> prepared;
+  prepared.reserve(deferred.tensors.size());
+  for (const PreparedTensor& tensor : deferred.tensors) {
+    prepared.push_back({scalar(tensor.count), tensor.group, tensor.dtype, tensor.coefficients});
+  }
+  std::vector<Scalar> lr;
+  for (const TensorView& view : deferred.lr) lr.push_back(scalar(view));
+  Bytes table;
+  const std::size_t prepared_at = append(table, prepared.data(), prepared.size());
+  const std::size_t lr_at = append(table, lr.data(), lr.size());
+  const void* device = session.table(table);
+  const void* options = session.table(deferred.options);  // apart: it changes with the rate, the rest does not
+
+  if (clipping.needs_norm()) launch_norm(clipping.norm_kind, {tables.grads, scratch.partial}, session.stream());
+  DecideArguments decide{};
+  decide.norm_kind = clipping.norm_kind;
+  decide.partial = clipping.needs_norm() ? scratch.partial : nullptr;
+  decide.slices = slices(job.grads.numel);
+  decide.rule = clipping.rule();
+  decide.skip_nonfinite = clipping.on_nonfinite == OnNonfinite::skip;
+  decide.grad_scale = clipping.grad_scale;
+  decide.grad_scale_on_device = scalar(deferred.grad_scale);
+  decide.found_inf = scalar(deferred.found_inf);
+  decide.norm = scalar(deferred.norm);
+  decide.skipped = scalar(deferred.skipped);
+  decide.decision = scratch.decision;
+  decide.prepared = at<LinePrepared>(device, prepared_at);
+  decide.num_prepared = static_cast<std::int64_t>(prepared.size());
+  decide.options = static_cast<const unsigned char*>(options);
+  decide.lr = at<Scalar>(device, lr_at);
+  decide.coefficients = scratch.coefficients;
+  launch_decide(deferred.optimizer, decide, session.stream());
+
+  for (std::size_t i = 0; i < job.batches.size(); ++i) {
+    launch_update(job.batches[i],
+                  {tables.batches[i], scratch.coefficients, scratch.decision, {}, job.batches[i].maximize},
+                  session.stream());
+  }
+  if (clipping.rewrite_grads) launch_transform({tables.grads, scratch.decision, {}}, session.stream());
+  return {std::nullopt, true};
+}
+
+}  // namespace
+
+StepResult run_step(const StepJob& job, const Stream& stream) {
+  Session session(stream);
+  const Tables tables(session, job);
+  const StepResult result = job.deferred ? run_deferred(session, job, tables) : run_on_host(session, job, tables);
+  session.finish();
+  return result;
+}
+
+void run_transform(const GradJob& job, GradTransform<double> transform, const Stream& stream) {
+  if (job.numel == 0) return;
+  Session session(stream);
+  launch_transform({make_line(session, job), nullptr, transform}, session.stream());
+  session.finish();
+}
+
+}  // namespace fusestep::cuda

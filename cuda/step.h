@@ -1,0 +1,90 @@
+// What the files of a step give each other.
+#pragma once
+
+#include "backend.h"
+#include "line.h"
+
+namespace fusestep::cuda {
+
+// What the device makes of the norm, for the kernels that come after.
+struct Decision {
+  double norm;
+  GradTransform<double> transform;
+  bool applied;
+};
+
+struct UpdateArguments {
+  Line<LineUpdateTensor> line;
+  const unsigned char* coefficients;
+  const Decision* decision;  // nullptr: the host has decided
+  GradTransform<double> transform;
+  bool maximize;
+};
+
+// launch_update_<pair>(variant, ...): update.cu, compiled once for each pair of dtypes.
+using LaunchUpdate = void(int variant, const UpdateArguments&, cudaStream_t);
+LaunchUpdate launch_update_f32_f32, launch_update_f32_bf16, launch_update_f32_f16, launch_update_f64_f64;
+
+struct TransformArguments {
+  Line<LineGradTensor> line;
+  const Decision* decision;  // nullptr: the host has decided
+  GradTransform<double> transform;
+};
+
+void launch_transform(const TransformArguments&, cudaStream_t);
+
+struct NormArguments {
+  Line<LineGradTensor> line;
+  double* partial;  // [slices]
+};
+
+void launch_norm(NormKind kind, const NormArguments&, cudaStream_t);
+
+// The norm from its slices.
+struct CombineArguments {
+  const double* partial;
+  std::int64_t slices;
+  double* norm;
+};
+
+void launch_combine(NormKind kind, const CombineArguments&, cudaStream_t);
+
+// A 0-dim tensor on the device.
+struct Scalar {
+  void* data;  // nullptr: not given
+  DType dtype;
+};
+
+struct LinePrepared {
+  Scalar count;
+  std::int32_t group;
+  DType dtype;
+  std::int64_t coefficients;
+};
+
+struct DecideArguments {
+  NormKind norm_kind;
+  const double* partial;  // nullptr: nobody wants the norm
+  std::int64_t slices;
+  ClipRule rule;
+  bool skip_nonfinite;
+  double grad_scale;  // where the scalar is not given
+  Scalar grad_scale_on_device;
+  Scalar found_inf;
+  Scalar norm;     // written
+  Scalar skipped;  // incremented where the step is left out
+  Decision* decision;
+
+  const LinePrepared* prepared;
+  std::int64_t num_prepared;
+  const unsigned char* options;  // O::Options, [group]
+  const Scalar* lr;              // [group]
+  unsigned char* coefficients;
+};
+
+void launch_decide(int optimizer, const DecideArguments&, cudaStream_t);
+
+StepResult run_step(const StepJob&, const Stream&);
+void run_transform(const GradJob&, GradTransform<double>, const Stream&);
+
+}  // namespace fusestep::cuda

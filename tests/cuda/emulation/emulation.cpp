@@ -1,0 +1,127 @@
+#include "emulation.h"
+
+#include <sys/mman.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <mutex>
+#include <random>
+#include <vector>
+
+uint3 threadIdx, blockIdx, blockDim, gridDim;
+
+namespace emulation {
+
+namespace {
+
+constexpr unsigned kWarp = 32;
+constexpr std::size_t kStackBytes = 128 * 1024;
+
+enum class Place { running, block_barrier, warp_barrier, done };
+
+struct Thread {
+  ucontext_t context;
+  void* stack;
+  Place place;
+  std::uint64_t given;  // to a shuffle
+};
+
+std::mutex one_kernel;
+std::vector<Thread> threads;  // of the block, and those that larger blocks needed before
+unsigned current;
+ucontext_t scheduler;
+const std::function<void()>* body;
+std::mt19937 randomness(20240229);
+
+void wait_at(Place place) {
+  Thread& self = threads[current];
+  self.place = place;
+  swapcontext(&self.context, &scheduler);
+}
+
+void run_thread() {
+  (*body)();
+  threads[current].place = Place::done;
+  swapcontext(&threads[current].context, &scheduler);
+}
+
+// Lets threads [begin, end) go on if all that are not done have come to `place`.
+bool open(unsigned begin, unsigned end, Place place) {
+  bool waiting = false;
+  for (unsigned t = begin; t < end; ++t) {
+    if (threads[t].place != place && threads[t].place != Place::done) return false;
+    waiting = waiting || threads[t].place == place;
+  }
+  for (unsigned t = begin; t < end; ++t) {
+    if (threads[t].place == place) threads[t].place = Place::running;
+  }
+  return waiting;
+}
+
+void run_block(const char* name) {
+  const unsigned count = blockDim.x;
+  std::vector<unsigned> order(count);
+  for (unsigned t = 0; t < count; ++t) {
+    Thread& thread = threads[t];
+    getcontext(&thread.context);
+    thread.context.uc_stack.ss_sp = thread.stack;
+    thread.context.uc_stack.ss_size = kStackBytes;
+    thread.context.uc_link = nullptr;
+    makecontext(&thread.context, run_thread, 0);
+    thread.place = Place::running;
+    order[t] = t;
+  }
+  for (;;) {
+    std::shuffle(order.begin(), order.end(), randomness);
+    bool progress = false;
+    for (const unsigned t : order) {
+      if (threads[t].place != Place::running) continue;
+      progress = true;
+      current = t;
+      threadIdx.x = t;
+      swapcontext(&scheduler, &threads[t].context);
+    }
+    for (unsigned warp = 0; warp < count; warp += kWarp) {
+      progress = open(warp, std::min(warp + kWarp, count), Place::warp_barrier) || progress;
+    }
+    progress = open(0, count, Place::block_barrier) || progress;
+    if (std::all_of(order.begin(), order.end(), [](unsigned t) { return threads[t].place == Place::done; })) return;
+    if (!progress) {
+      std::fprintf(stderr, "emulation: %s: some threads wait where the others never come\n", name);
+      std::abort();
+    }
+  }
+}
+
+}  // namespace
+
+std::uint64_t exchange(std::uint64_t value, unsigned from) {
+  threads[current].given = value;
+  wait_at(Place::warp_barrier);
+  const unsigned t = current / kWarp * kWarp + from;
+  const std::uint64_t result = from < kWarp && t < blockDim.x ? threads[t].given : value;
+  wait_at(Place::warp_barrier);  // before the next one is given
+  return result;
+}
+
+void run(const char* name, dim3 grid, dim3 block, const std::function<void()>& kernel) {
+  const std::lock_guard<std::mutex> lock(one_kernel);
+  while (threads.size() < block.x) {
+    Thread thread{};
+    thread.stack = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    threads.push_back(thread);
+  }
+  body = &kernel;
+  gridDim.x = grid.x;
+  blockDim.x = block.x;
+  for (unsigned b = 0; b < grid.x; ++b) {
+    blockIdx.x = b;
+    run_block(name);
+  }
+}
+
+}  // namespace emulation
+
+void __syncthreads() { emulation::wait_at(emulation::Place::block_barrier); }
+void __syncwarp(unsigned /*mask*/) { emulation::wait_at(emulation::Place::warp_barrier); }

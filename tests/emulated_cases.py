@@ -1,0 +1,174 @@
+"""What only the CUDA backend has, under emulation: deferred ("capturable") steps. test_cuda_emulated.py runs it."""
+
+from __future__ import annotations
+
+import math
+
+import cases
+import fusestep.optim
+import numpy as np
+import problems
+import pytest
+import torch
+from fusestep import _core, ops
+
+ROWS = [pytest.param(optimizer, id=optimizer.name) for optimizer in cases.OPTIMIZERS]
+CLIPPINGS = (
+    {},
+    {"max_grad_norm": 1.0},
+    {"max_grad_norm": 0.5, "norm_type": math.inf},
+    {"max_grad_value": 0.1},
+    {"max_grad_norm": 1.0, "rewrite_grads": True},
+    {"max_grad_norm": 1.0, "clip_factor": 0.25},
+)
+SHAPES = [(5,), (33, 7), (1,), (cases.SLICE + 3,), (0,)]
+
+
+def pair(row, options=(), **clipping):
+    """The same optimizer twice, over equal parameters: one whose host decides, one that defers."""
+    made = []
+    for capturable in (False, True):
+        rng = np.random.default_rng(7)
+        params = [torch.nn.Parameter(torch.tensor(rng.standard_normal(s), dtype=torch.float32)) for s in SHAPES]
+        cls = getattr(fusestep.optim, {"rmsprop": "RMSprop", "adagrad": "Adagrad"}.get(row.name, row.torch_class))
+        made.append((cls(params, capturable=capturable, **dict(options), **clipping), params))
+    return made
+
+
+def set_grads(params, seed, factor=1.0):
+    rng = np.random.default_rng(seed)
+    for p in params:
+        p.grad = torch.tensor(factor * rng.standard_normal(p.shape), dtype=torch.float32)
+
+
+def bits(optimizer, params):
+    arrays = [p.detach().numpy() for p in params]
+    for p in params:
+        state = optimizer.state[p]
+        arrays += [state[key].numpy() for key in sorted(state) if key != "step" and state[key] is not None]
+    return b"".join(np.ascontiguousarray(a).tobytes() for a in arrays)
+
+
+@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("clipping", CLIPPINGS, ids=cases.describe)
+def test_a_deferred_step_is_the_step(row, clipping):
+    for options in row.settings:
+        (host, host_params), (device, device_params) = pair(row, options, **clipping)
+        for number in range(4):
+            for params in (host_params, device_params):
+                set_grads(params, number)
+            host.step()
+            device.step()
+            assert bits(host, host_params) == bits(device, device_params), (options, number)
+            if "max_grad_norm" in clipping:
+                assert float(device.grad_norm) == host.grad_norm
+            for a, b in zip(host_params, device_params, strict=True):
+                problems.assert_same_bits(b.grad.numpy(), a.grad.numpy())
+        assert float(device.skipped_steps) == 0
+
+
+@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_deferred_step_is_skipped(row, bad):
+    (host, host_params), (device, device_params) = pair(row, row.settings[-1], max_grad_norm=1.0)
+    for number in range(4):
+        for params in (host_params, device_params):
+            set_grads(params, number)
+            if number == 2:
+                params[1].grad[3, 3] = bad
+        before = bits(device, device_params) if number == 2 else None
+        host.step()
+        device.step()
+        assert bits(host, host_params) == bits(device, device_params)
+        assert before in (None, bits(device, device_params))
+    assert float(device.skipped_steps) == host.skipped_steps == 1
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_lr_on_the_device(row):
+    (host, host_params), (device, device_params) = pair(row)
+    lr = torch.tensor(0.25, dtype=torch.float64)
+    for group in device.param_groups:
+        group["lr"] = lr
+    for number, rate in enumerate((0.25, 0.5, 0.125)):
+        lr.fill_(rate)
+        host.param_groups[0]["lr"] = rate
+        for params in (host_params, device_params):
+            set_grads(params, number)
+        host.step()
+        device.step()
+        assert bits(host, host_params) == bits(device, device_params)
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_grad_scaler_on_the_device(row):
+    (host, host_params), (device, device_params) = pair(row, max_grad_norm=1.0)
+    for number, found in enumerate((0.0, 1.0, 0.0)):
+        for optimizer, params in ((host, host_params), (device, device_params)):
+            set_grads(params, number, 8.0)
+            optimizer.grad_scale, optimizer.found_inf = torch.tensor(8.0), torch.tensor(found)
+            optimizer.step()
+            del optimizer.grad_scale, optimizer.found_inf
+        assert bits(host, host_params) == bits(device, device_params)
+    assert float(device.skipped_steps) == host.skipped_steps == 1
+
+
+def test_groups_differ_and_do_not_mix():
+    params = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
+    optimizer = fusestep.optim.AdamW([{"params": params[:1]}, {"params": params[1:], "capturable": True}])
+    set_grads(params, 0)
+    with pytest.raises(ValueError, match=r"^AdamW.step: capturable: expected the same in all parameter groups"):
+        optimizer.step()
+
+
+def test_raising_needs_the_host():
+    params = [torch.nn.Parameter(torch.ones(3))]
+    optimizer = fusestep.optim.AdamW(params, capturable=True, max_grad_norm=1.0, on_nonfinite="raise")
+    set_grads(params, 0)
+    with pytest.raises(ValueError, match=r"^AdamW.step: on_nonfinite: expected \"skip\" or \"propagate\""):
+        optimizer.step()
+    assert torch.equal(params[0].detach(), torch.ones(3))
+
+
+@pytest.mark.parametrize("norm_type", [1.0, 2.0, math.inf])
+def test_norm_and_clipping_that_stay_on_the_device(norm_type, rng):
+    grads = [torch.tensor(rng.standard_normal(n), dtype=torch.float32) for n in cases.SIZES]
+    copies = [g.clone() for g in grads]
+    out = torch.zeros((), dtype=torch.float64)
+    assert _core.grad_norm("grad_norm", grads, norm_type, out) is None
+    want = ops.grad_norm(grads, norm_type)
+    assert float(out) == want
+    out.zero_()
+    options = {"max_norm": 0.5, "norm_type": norm_type, "on_nonfinite": "propagate"}
+    assert _core.clip_grad_norm_("clip_grad_norm_", grads, options, out) is None
+    assert ops.clip_grad_norm_(copies, 0.5, norm_type) == float(out) == want
+    for a, b in zip(grads, copies, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_norm_of_many_groups_of_slices(rng):
+    """64 groups of 64 slices are added up at a time: these are more."""
+    block = torch.tensor(rng.standard_normal(cases.SLICE), dtype=torch.float32)
+    grads = [block] * (64 * 64 + 65)
+    one = ops.grad_norm([block])
+    assert abs(ops.grad_norm(grads) - one * math.sqrt(len(grads))) <= 1e-12 * one * math.sqrt(len(grads))
+
+
+@pytest.mark.parametrize("p", [0.0, 0.1, 0.5])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+@pytest.mark.parametrize("layout", cases.TORCH_LAYOUTS)
+def test_dropout(layout, dtype, p, rng):
+    """Against the reference's mask: every element is kept or dropped as it says, and scaled by the rounded rate."""
+    from fusestep import reference
+
+    for shape in [*cases.LAYOUT_SHAPES, (0,), (8,), (2049,)]:
+        x = problems.array(rng.standard_normal(shape), dtype, layout=layout if shape else "contiguous")
+        residual = problems.array(rng.standard_normal(shape), dtype)
+        values, rest = problems.as_numpy(x), problems.as_numpy(residual)
+        kept = reference.dropout(np.ones(shape), p, seed=11, offset=3)
+        want = problems.array(np.asarray(values * kept.astype(values.dtype)), dtype)
+        got = ops.dropout(x, p, seed=11, offset=3)
+        np.testing.assert_array_equal(problems.as_numpy(got), problems.as_numpy(want))
+        dropped = np.asarray(kept) == 0
+        got = problems.as_numpy(ops.dropout_add(x, residual, p, seed=11, offset=3))
+        assert np.all(got[dropped] == rest[dropped])
