@@ -33,7 +33,8 @@ def run(*arguments):
     [
         ["test_ops_optim.py"],
         ["test_norm_clip.py", "-m", "not slow"],
-        pytest.param(["test_masked_softmax.py"], marks=pytest.mark.slow),
+        # Attention has no CUDA kernels yet, and is refused.
+        pytest.param(["test_masked_softmax.py", "-k", "not attention"], marks=pytest.mark.slow),
         ["emulated_cases.py"],
     ],
     ids=lambda arguments: arguments[0],
