@@ -80,9 +80,10 @@ class ForwardBlock {
 
   double slope() const {
     double slope = 0;
-    with_elements(job_.alibi.data, job_.alibi_dtype, job_.alibi.offset(sequence_->batch, head_), [&](const auto* from) {
-      if (job_.alibi.data != nullptr) slope = widen<double>(*from);
-    });
+    // Tokens of no sequence have no slope either: there would be nothing to read.
+    if (job_.alibi.data == nullptr || sequence_->band.keys == 0) return slope;
+    with_elements(job_.alibi.data, job_.alibi_dtype, job_.alibi.offset(sequence_->batch, head_),
+                  [&](const auto* from) { slope = widen<double>(*from); });
     return slope;
   }
 
