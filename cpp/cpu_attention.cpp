@@ -38,8 +38,7 @@ void cpu_attention_forward(const AttentionJob& job, const Stream& /*stream*/) {
     const std::int64_t first = claim * a_claim;
     cpu_kernels().attention_forward(job, first, std::min(first + a_claim, job.query_blocks));
   };
-  parallel_for((job.query_blocks + a_claim - 1) / a_claim, run_claim,
-               flops < kBriefFlops ? Length::brief : Length::lasting);
+  parallel_for((job.query_blocks + a_claim - 1) / a_claim, run_claim);
 }
 
 }  // namespace fusestep

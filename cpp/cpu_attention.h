@@ -14,7 +14,5 @@ double forward_flops(const AttentionJob& job);
 
 // Below this a second thread is not awake before the work is done.
 inline constexpr double kAloneFlops = 1e6;
-// One or two milliseconds on one thread.
-inline constexpr double kBriefFlops = 1e8;
 
 }  // namespace fusestep

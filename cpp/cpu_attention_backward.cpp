@@ -33,8 +33,7 @@ void run_units(void (*run)(const AttentionBackwardJob&, std::int64_t), const Att
     for (std::int64_t unit = 0; unit < units; ++unit) run(job, unit);
     return;
   }
-  parallel_for(
-      units, [&](std::int64_t unit) { run(job, unit); }, flops < kBriefFlops ? Length::brief : Length::lasting);
+  parallel_for(units, [&](std::int64_t unit) { run(job, unit); });
 }
 
 void run_backward(AttentionBackwardJob& job) {

@@ -10,9 +10,6 @@ namespace fusestep {
 
 namespace {
 
-// Half a million scores: about a millisecond on one thread.
-constexpr std::int64_t kBriefScores = std::int64_t{1} << 19;
-
 // body(first, last) for pieces of [0, count) of at least 4096 scores; `scores` are those of one unit.
 template <class Body>
 void for_each_piece(std::int64_t count, std::int64_t scores, const Body& body) {
@@ -20,8 +17,7 @@ void for_each_piece(std::int64_t count, std::int64_t scores, const Body& body) {
   const std::int64_t least = std::max<std::int64_t>(4096 / scores, 1);
   const std::int64_t a_piece = std::max(least, count / (8 * num_threads()));
   const auto run_piece = [&](std::int64_t piece) { body(piece * a_piece, std::min(count, (piece + 1) * a_piece)); };
-  parallel_for((count + a_piece - 1) / a_piece, run_piece,
-               count * scores < kBriefScores ? Length::brief : Length::lasting);
+  parallel_for((count + a_piece - 1) / a_piece, run_piece);
 }
 
 }  // namespace

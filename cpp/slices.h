@@ -8,9 +8,6 @@
 
 namespace fusestep {
 
-// Two million elements: one or two milliseconds on one thread.
-inline constexpr std::int64_t kBriefSlices = 128;
-
 // body(slice) for every slice of a line of `numel` elements. A thread claims neighbouring slices together, up to a
 // million elements: the longer it walks on in memory, the better the hardware prefetches. With eight claims a thread
 // nobody waits long for the last one.
@@ -22,7 +19,7 @@ void for_each_slice(std::int64_t numel, const Body& body) {
     const std::int64_t end = std::min(count, (claim + 1) * a_claim);
     for (std::int64_t slice = claim * a_claim; slice < end; ++slice) body(slice);
   };
-  parallel_for((count + a_claim - 1) / a_claim, run_claim, count < kBriefSlices ? Length::brief : Length::lasting);
+  parallel_for((count + a_claim - 1) / a_claim, run_claim);
 }
 
 }  // namespace fusestep

@@ -81,14 +81,14 @@ std::string thread_source() {
   return "OpenMP runtime already loaded (" + runtime->name + ")";
 }
 
-void detail::run(std::int64_t count, Task task, const void* body, Length length) {
+void detail::run(std::int64_t count, Task task, const void* body) {
   Work work(count, task, body);
   const openmp::Runtime* runtime = openmp::find();
   const int chosen = chosen_threads.load(std::memory_order_relaxed);
   const int threads = chosen ? chosen : automatic_threads(runtime);
   if (threads == 1 || inside_parallel_for || (runtime && runtime->in_parallel())) {
     work.claim_until_none_left();
-  } else if (length == Length::lasting && runtime && openmp::works_here(*runtime)) {
+  } else if (runtime && openmp::works_here(*runtime)) {
     run_on_openmp(*runtime, work, threads);
   } else if (!pool::run(work, threads)) {
     // Another thread has the pool, and with it the cores: working here beats waiting for it.

@@ -2,6 +2,11 @@
 //
 // The results never depend on the threads: callers give every index its own output (or its own slot of a partial
 // result that is combined in index order afterwards), so who claims which index is free.
+//
+// Where torch has loaded an OpenMP runtime, its threads do the work, long or short: they spin for a moment after each
+// operation of torch's, and threads of our own would have to share the cores with them. A region of OpenMP ends when
+// its whole team has come, so where CPUs are shared with other programs it waits for threads that the system is not
+// running (4 to 12 ms were seen), just as torch's own operations do.
 #pragma once
 
 #include <cstdint>
@@ -23,18 +28,9 @@ void set_num_threads(int n);
 // In words, for people: "OpenMP runtime already loaded (libgomp)", "own pool".
 std::string thread_source();
 
-// How long the work takes on one thread: up to a millisecond or two, or longer.
-//
-// A region of a borrowed OpenMP runtime ends when every thread of the team has come, also one that the system is not
-// running. Where CPUs are shared (containers, virtual machines, a busy desktop) that was seen to take 4 to 12 ms. The
-// own pool waits only for threads that have begun to work; what it loses instead is that torch's threads spin for a
-// moment after each operation of theirs, and a brief piece of work may run beside them as if alone. So brief work goes
-// to the own pool and loses microseconds at worst, lasting work to the runtime that torch has already woken.
-enum class Length { brief, lasting };
-
 namespace detail {
 using Task = void (*)(const void* body, std::int64_t index) noexcept;
-void run(std::int64_t count, Task task, const void* body, Length length);
+void run(std::int64_t count, Task task, const void* body);
 }  // namespace detail
 
 // Runs body(i) once for every i in [0, count) and returns when all have run, with their writes visible to the caller.
@@ -43,13 +39,12 @@ void run(std::int64_t count, Task task, const void* body, Length length);
 // May be called from several threads at once, and from inside a body or an OpenMP parallel region (then it runs in the
 // calling thread alone). Allocates nothing once the threads are there.
 template <class Body>
-void parallel_for(std::int64_t count, const Body& body, Length length = Length::lasting) {
+void parallel_for(std::int64_t count, const Body& body) {
   if (count == 1) {
     body(0);
   } else if (count > 1) {
     detail::run(
-        count, [](const void* erased, std::int64_t i) noexcept { (*static_cast<const Body*>(erased))(i); }, &body,
-        length);
+        count, [](const void* erased, std::int64_t i) noexcept { (*static_cast<const Body*>(erased))(i); }, &body);
   }
 }
 
