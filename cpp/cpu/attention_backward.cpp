@@ -1,7 +1,8 @@
 // The backward pass of attention, in a single walk over the scores: each unit takes a block of keys, holds the
 // gradients of its keys and values, and goes through the blocks of queries that attend to it. What a tile adds to the
 // gradients of its queries is added in the order of the blocks of keys, whoever computes them: the bits do not depend
-// on the threads, and one head alone keeps all of them at work.
+// on the threads, and one head alone keeps all of them at work. The last block comes first: under a causal mask it has
+// the fewest queries, those that earlier blocks reach last, and so nobody waits for it.
 #include <algorithm>
 
 #include "cpu/attention_backward_tile.h"
@@ -31,7 +32,7 @@ class BackwardUnit {
         std::upper_bound(job_.first_unit, job_.first_unit + forward_.num_sequences, unit) - job_.first_unit - 1;
     sequence_ = &forward_.sequences[s];
     blocks_ = key_blocks(sequence_->keys);
-    block_ = (unit - job_.first_unit[s]) % blocks_;
+    block_ = blocks_ - 1 - (unit - job_.first_unit[s]) % blocks_;
     const std::int64_t kv_head = (unit - job_.first_unit[s]) / blocks_;
     key0_ = block_ * kKeyBlock;
     keys_ = std::min<std::int64_t>(kKeyBlock, sequence_->keys - key0_);
@@ -101,8 +102,8 @@ class BackwardUnit {
       if (!needs_queries) continue;
       if (attends) tile_.query_grads(query_grads_);
       std::uint32_t& turn = job_.turns[sequence_->first_block + head * query_blocks + q];
-      wait_for_turn(turn, static_cast<std::uint32_t>(block_ - blocks.begin));
-      add_query_grads(head, query0, queries, attends, block_ == blocks.begin, block_ + 1 == blocks.end,
+      wait_for_turn(turn, static_cast<std::uint32_t>(blocks.end - 1 - block_));
+      add_query_grads(head, query0, queries, attends, block_ + 1 == blocks.end, block_ == blocks.begin,
                       sums_of(group, in_group, query0));
       pass_turn(turn);
     }
