@@ -1,8 +1,8 @@
 // The backward pass of attention, in a single walk over the scores: each unit takes a block of keys, holds the
 // gradients of its keys and values, and goes through the blocks of queries that attend to it. What a tile adds to the
-// gradients of its queries is added in the order of the blocks of keys, whoever computes them: the bits do not depend
-// on the threads, and one head alone keeps all of them at work. The last block comes first: under a causal mask it has
-// the fewest queries, those that earlier blocks reach last, and so nobody waits for it.
+// gradients of its queries is added from the last block of keys to the first, whoever computes them: the bits do not
+// depend on the threads, and one head alone keeps all of them at work. Under a causal mask the last block has the
+// fewest queries, those that earlier blocks reach last: in this order nobody waits for them.
 #include <algorithm>
 
 #include "cpu/attention_backward_tile.h"

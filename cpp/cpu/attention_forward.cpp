@@ -55,6 +55,7 @@ class ForwardBlock {
     rows_ = std::min<std::int64_t>(kQueryBlock, sequence.queries - first_query);
     terms_ = ScoreTerms<T>(job_.scale, job_.softcap, slope());
     start();
+    prefetched_ = 0;
     const PositionRange keys = keys_of(0, rows_);
     for (std::int64_t key = keys.begin; key < keys.end; key += kKeyTile) {
       run_tile(key, std::min<std::int64_t>(kKeyTile, keys.end - key));
@@ -256,9 +257,16 @@ class ForwardBlock {
     for (int n = 0; n < kVecs; ++n) {
       const std::int64_t lane = n * kWidth;
       const V before = V::load(maximum_ + row0 + lane);
-      V highest = before;
+      // Four at a time, as each has to wait for the one before it.
+      V part[4] = {before, before, before, before};
       const PositionRange keys = kRestricted ? vector_keys_[n] : PositionRange{begin, end};
-      for (std::int64_t key = keys.begin; key < keys.end; ++key) highest = max_number(highest, score(key, lane));
+      std::int64_t key = keys.begin;
+      for (; key + 4 <= keys.end; key += 4) {
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) part[i] = max_number(part[i], score(key + i, lane));
+      }
+      for (; key < keys.end; ++key) part[0] = max_number(part[0], score(key, lane));
+      const V highest = max_number(max_number(part[0], part[1]), max_number(part[2], part[3]));
       highest.store(maximum_ + row0 + lane);
       // Where nothing took part yet the maximum is -inf: 0 in its place leaves 2^-inf = 0 instead of NaN.
       maximum[n] = max_number(highest, V(std::numeric_limits<T>::lowest()));
@@ -269,6 +277,7 @@ class ForwardBlock {
     const AttentionDropout dropout(job_.dropout, sequence_->batch * job_.heads + head_);
     std::int64_t words_of = -1;
     for (std::int64_t key = begin; key < end; ++key) {
+      prefetch_query();
       const std::int64_t position = key0 + key;
       if (drops && position / kDropoutGroup != words_of) {
         words_of = position / kDropoutGroup;
@@ -291,6 +300,20 @@ class ForwardBlock {
     for (int n = 0; n < kVecs; ++n) {
       T* total = sum_ + row0 + n * kWidth;
       fma(V::load(total), V::load(rescale_ + row0 + n * kWidth), sum[n]).store(total);
+    }
+  }
+
+  // A row of the block of queries that follows in memory, probably the next to be run: one by one, while the arithmetic
+  // leaves memory alone. Without it start() waits for most of its loads.
+  void prefetch_query() {
+    if (prefetched_ == kQueryBlock) return;
+    const HeadTensor& query = job_.query;
+    const std::int64_t size = size_of(job_.dtype);
+    const std::int64_t row = query_offset(query) + (kQueryBlock + prefetched_++) * query.row;
+    // As a number: the row may lie beyond the array.
+    const auto at = reinterpret_cast<std::uintptr_t>(query.data) + static_cast<std::uintptr_t>(row * size);
+    for (std::int64_t byte = 0; byte < job_.head_dim * size; byte += 64) {
+      __builtin_prefetch(reinterpret_cast<const void*>(at + static_cast<std::uintptr_t>(byte)));
     }
   }
 
@@ -351,6 +374,7 @@ class ForwardBlock {
   std::int64_t head_ = 0;
   std::int64_t query0_ = 0;
   std::int64_t rows_ = 0;
+  std::int64_t prefetched_ = 0;
   PositionRange vector_keys_[kVecs];  // of the panel and tile at work: what each vector of queries may look at
   ScoreTerms<T> terms_{1, 0, 0};
 
