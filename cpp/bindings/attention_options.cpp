@@ -1,6 +1,7 @@
 #include "bindings/attention_options.h"
 
-#include <limits>
+#include <algorithm>
+#include <string_view>
 
 #include "bindings/options.h"
 
@@ -8,102 +9,69 @@ namespace fusestep {
 
 namespace {
 
-// One call's options.
-class Reader {
- public:
-  Reader(const py::dict& given, TensorReader& arrays, const char* operation)
-      : given_(given), arrays_(arrays), operation_(operation) {}
+Causal read_causal(py::handle value, const Argument& argument) {
+  if (value.is(py::bool_(false))) return Causal::none;
+  if (value.is(py::bool_(true))) return Causal::top_left;
+  const std::string word = py::isinstance<py::str>(value) ? py::cast<std::string>(value) : "";
+  if (word == "top_left") return Causal::top_left;
+  if (word == "bottom_right") return Causal::bottom_right;
+  refuse_value(argument, "True, False, \"top_left\" or \"bottom_right\"", text_of(value));
+}
 
-  std::optional<TensorView> array(const char* name, Dtypes dtypes) const {
-    const py::handle value = get(name);
-    if (!value) return std::nullopt;
-    return arrays_.read(value, argument(name), dtypes);
+void read_window(py::handle value, const Argument& argument, std::int64_t& left, std::int64_t& right) {
+  constexpr const char* kExpected = "(left, right), each an int >= 0, or None or -1 for no limit";
+  if (!PyTuple_Check(value.ptr()) && !PyList_Check(value.ptr())) refuse_type(argument, kExpected, text_of(value));
+  const auto pair = py::reinterpret_borrow<py::sequence>(value);
+  if (py::len(pair) != 2) refuse_value(argument, kExpected, text_of(value));
+  std::int64_t* const sides[] = {&left, &right};
+  for (std::size_t i = 0; i < 2; ++i) {
+    const py::object side = pair[i];
+    if (side.is_none()) continue;
+    int overflow = 0;
+    const long long size = PyLong_Check(side.ptr()) ? PyLong_AsLongLongAndOverflow(side.ptr(), &overflow) : -2;
+    if (overflow < 0 || size < -1) refuse_value(argument, kExpected, text_of(value));
+    if (overflow == 0 && size >= 0) *sides[i] = std::min<std::int64_t>(size, kUnlimited);
   }
-
-  std::optional<double> number(const char* name) const {
-    const py::handle value = get(name);
-    if (!value) return std::nullopt;
-    return read_number(value, argument(name));
-  }
-
-  // 0 to `most`.
-  std::uint64_t counter(const char* name, std::uint64_t most) const {
-    const py::handle value = get(name);
-    if (!value) return 0;
-    const std::string expected = "an int of 0 to " + std::to_string(most);
-    const auto index = py::reinterpret_steal<py::object>(PyNumber_Index(value.ptr()));
-    if (!index) {
-      PyErr_Clear();
-      refuse_type(argument(name), expected, text_of(value));
-    }
-    const std::uint64_t number = PyLong_AsUnsignedLongLong(index.ptr());
-    const bool failed = PyErr_Occurred() != nullptr;
-    if (failed) PyErr_Clear();
-    if (failed || number > most) refuse_value(argument(name), expected, text_of(value));
-    return number;
-  }
-
-  Causal causal() const {
-    const py::handle value = get("causal");
-    if (!value || value.is(py::bool_(false))) return Causal::none;
-    if (value.is(py::bool_(true))) return Causal::top_left;
-    const std::string word = py::isinstance<py::str>(value) ? py::cast<std::string>(value) : "";
-    if (word == "top_left") return Causal::top_left;
-    if (word == "bottom_right") return Causal::bottom_right;
-    refuse_value(argument("causal"), "True, False, \"top_left\" or \"bottom_right\"", text_of(value));
-  }
-
-  void window(std::int64_t& left, std::int64_t& right) const {
-    const py::handle value = get("window");
-    if (!value) return;
-    constexpr const char* kExpected = "(left, right), each an int >= 0, or None or -1 for no limit";
-    if (!PyTuple_Check(value.ptr()) && !PyList_Check(value.ptr())) {
-      refuse_type(argument("window"), kExpected, text_of(value));
-    }
-    const auto pair = py::reinterpret_borrow<py::sequence>(value);
-    if (py::len(pair) != 2) refuse_value(argument("window"), kExpected, text_of(value));
-    std::int64_t* const sides[] = {&left, &right};
-    for (std::size_t i = 0; i < 2; ++i) {
-      const py::object side = pair[i];
-      if (side.is_none()) continue;
-      int overflow = 0;
-      const long long size = PyLong_Check(side.ptr()) ? PyLong_AsLongLongAndOverflow(side.ptr(), &overflow) : -2;
-      if (overflow < 0 || size < -1) refuse_value(argument("window"), kExpected, text_of(value));
-      if (overflow == 0 && size >= 0) *sides[i] = std::min<std::int64_t>(size, kUnlimited);
-    }
-  }
-
- private:
-  Argument argument(const char* name) const { return {operation_, name}; }
-
-  // Null where there is none.
-  py::handle get(const char* name) const {
-    PyObject* value = PyDict_GetItemString(given_.ptr(), name);
-    return value == Py_None ? nullptr : value;
-  }
-
-  const py::dict& given_;
-  TensorReader& arrays_;
-  const char* operation_;
-};
+}
 
 }  // namespace
 
 AttentionOptions read_attention_options(const py::dict& given, TensorReader& reader, const char* operation) {
-  const Reader read(given, reader, operation);
   AttentionOptions options;
-  options.mask = read.array("mask", Dtypes::booleans_and_floats);
-  options.causal = read.causal();
-  read.window(options.window_left, options.window_right);
-  options.key_lengths = read.array("key_lengths", Dtypes::integers);
-  options.cu_seqlens_q = read.array("cu_seqlens_q", Dtypes::integers);
-  options.cu_seqlens_k = read.array("cu_seqlens_k", Dtypes::integers);
-  options.alibi_slopes = read.array("alibi_slopes", Dtypes::floats);
-  options.softcap = read.number("softcap").value_or(0);
-  options.scale = read.number("scale");
-  options.dropout_p = read.number("dropout_p").value_or(0);
-  options.seed = read.counter("seed", std::numeric_limits<std::uint64_t>::max());
-  options.offset = static_cast<std::uint32_t>(read.counter("offset", std::numeric_limits<std::uint32_t>::max()));
+  for (const auto& [key, value] : given) {
+    if (value.is_none()) continue;
+    const char* const name = PyUnicode_AsUTF8(key.ptr());
+    if (name == nullptr) throw py::error_already_set();
+    const std::string_view is(name);
+    const Argument argument{operation, name};
+    if (is == "mask") {
+      options.mask = reader.read(value, argument, Dtypes::booleans_and_floats);
+    } else if (is == "causal") {
+      options.causal = read_causal(value, argument);
+    } else if (is == "window") {
+      read_window(value, argument, options.window_left, options.window_right);
+    } else if (is == "key_lengths") {
+      options.key_lengths = reader.read(value, argument, Dtypes::integers);
+    } else if (is == "cu_seqlens_q") {
+      options.cu_seqlens_q = reader.read(value, argument, Dtypes::integers);
+    } else if (is == "cu_seqlens_k") {
+      options.cu_seqlens_k = reader.read(value, argument, Dtypes::integers);
+    } else if (is == "alibi_slopes") {
+      options.alibi_slopes = reader.read(value, argument, Dtypes::floats);
+    } else if (is == "softcap") {
+      options.softcap = read_number(value, argument);
+    } else if (is == "scale") {
+      options.scale = read_number(value, argument);
+    } else if (is == "dropout_p") {
+      options.dropout_p = read_number(value, argument);
+    } else if (is == "seed") {
+      options.seed = read_seed(value, operation);
+    } else if (is == "offset") {
+      options.offset = read_offset(value, operation);
+    } else {
+      refuse_type(argument, "an option of attention", name);
+    }
+  }
   return options;
 }
 

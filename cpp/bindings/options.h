@@ -43,18 +43,18 @@ inline bool read_bool(py::handle value, const Argument& argument) {
 
 // Anything with __index__ from 0 to `most`: an int, a NumPy integer.
 inline std::uint64_t read_unsigned(py::handle value, std::uint64_t most, const Argument& argument) {
-  const std::string expected = "an int from 0 to " + std::to_string(most);
+  const auto expected = [&] { return "an int from 0 to " + std::to_string(most); };
   const auto index = py::reinterpret_steal<py::object>(PyNumber_Index(value.ptr()));
   if (!index) {
     PyErr_Clear();
-    refuse_type(argument, expected, text_of(value));
+    refuse_type(argument, expected(), text_of(value));
   }
   const std::uint64_t number = PyLong_AsUnsignedLongLong(index.ptr());
   if (number == static_cast<std::uint64_t>(-1) && PyErr_Occurred() != nullptr) {
     PyErr_Clear();  // negative, or beyond 64 bits
-    refuse_value(argument, expected, text_of(value));
+    refuse_value(argument, expected(), text_of(value));
   }
-  if (number > most) refuse_value(argument, expected, text_of(value));
+  if (number > most) refuse_value(argument, expected(), text_of(value));
   return number;
 }
 

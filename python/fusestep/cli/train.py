@@ -78,7 +78,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser(
         "train",
         help="train a small GPT on text",
-        description="Train a byte-level GPT of about a million parameters on text, and write a run directory "
+        description="Train a byte-level GPT of 0.8 million parameters on text, and write a run directory "
         "with its configuration, metrics, curves, checkpoint and a sample of what it writes.",
     )
 
@@ -285,7 +285,8 @@ def _sample(model: GPT, prompt: bytes, seed: int) -> str:
 
     generator = torch.Generator().manual_seed(seed)
     text = model.generate(prompt, SAMPLE_BYTES, temperature=TEMPERATURE, generator=generator)
-    return text.decode(errors="replace")
+    # Whatever bytes a model that has learned little writes, none of them shall steer a terminal.
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text.decode(errors="replace"))
 
 
 def _evaluation_printer(write: Callable[[str], None]) -> Callable[[StepMetrics], None]:

@@ -36,13 +36,13 @@ KERNELS = {
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The shape of a ``GPT``. The defaults give about a million parameters."""
+    """The shape of a ``GPT``. The defaults give 0.8 million parameters, a size that a CPU trains in a minute or two."""
 
     vocabulary: int = 256  # tokens: the bytes
     context: int = 128  # the most positions the model can look at
-    layers: int = 2  # transformer blocks
-    heads: int = 3  # attention heads a block; divides width
-    width: int = 192  # features a position
+    layers: int = 4  # transformer blocks
+    heads: int = 4  # attention heads a block; divides width
+    width: int = 128  # features a position
     dropout: float = 0.1  # of the embedding, the attention weights and each residual branch; in [0, 1)
     kernels: str = "fusestep"  # whose attention and dropout: one of KERNELS
 
@@ -95,9 +95,11 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         batch, length, width = x.shape
         qkv = self.qkv(x).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        query, key = self.rotary(qkv[:2])
+        # split and not slices: the gradients of slices are filled up with zeros and added.
+        turning, value = qkv.split([2, 1])
+        query, key = self.rotary(turning)
         dropout_p = self.dropout if self.training else 0.0
-        mixed = self.attention(query, key, qkv[2], dropout_p=dropout_p, is_causal=True)
+        mixed = self.attention(query, key, value.squeeze(0), dropout_p=dropout_p, is_causal=True)
         out: Tensor = self.out(mixed.transpose(1, 2).reshape(batch, length, width))
         return out
 
