@@ -71,10 +71,10 @@ class BackwardTile {
       return tensor.offset(sequence.batch, kv_head) + (sequence.key_begin + key0) * tensor.row;
     };
     key_rows_ = rows_of(keys_, query_stride_, job_.key, job_.dtype, offset(job_.key), keys, job_.head_dim);
-    transpose_rows(key_rows_, keys, job_.head_dim, terms_.query_scale, keys_t_, kKeyBlock, vectors_ * kWidth);
+    transpose_block(key_rows_, job_.head_dim, terms_.query_scale, keys_t_);
     const Rows<T> values =
         rows_of(values_, value_stride_, job_.value, job_.dtype, offset(job_.value), keys, job_.value_dim);
-    transpose_rows(values, keys, job_.value_dim, T(1), values_t_, kKeyBlock, vectors_ * kWidth);
+    transpose_block(values, job_.value_dim, T(1), values_t_);
   }
 
   // The head whose queries the next tiles take.
@@ -263,13 +263,21 @@ class BackwardTile {
 
   // delta_ = the sums of the rows of kWidth that score_grads_ holds; turned over, so that vectors are added.
   void sum_lanes() {
-    transpose_rows({score_grads_, kWidth}, query_count_, kWidth, T(1), weights_, kQueryBlock,
-                   round_up(query_count_, kWidth));
     for (std::int64_t row = 0; row < query_count_; row += kWidth) {
-      V sum = V::load(weights_ + row);
-      for (std::int64_t lane = 1; lane < kWidth; ++lane) sum = sum + V::load(weights_ + lane * kQueryBlock + row);
+      V lane[kWidth];
+      for (std::int64_t i = 0; i < kWidth; ++i) lane[i] = V::load(score_grads_ + (row + i) * kWidth);
+      transpose(lane);
+      V sum = lane[0];
+      for (std::int64_t i = 1; i < kWidth; ++i) sum = sum + lane[i];
       sum.store(delta_ + row);
     }
+  }
+
+  // to[column][key] = factor * rows[key][column] for the keys of the block, zero in the rest of the last vector.
+  void transpose_block(const Rows<T>& rows, std::int64_t columns, T factor, T* to) const {
+    for_each_column<T>(rows.data, rows.stride, 1, key_count_, columns, [&](std::int64_t column, std::int64_t key, V x) {
+      (x * V(factor)).store(to + column * kKeyBlock + key);
+    });
   }
 
   // The product's rows [strip], in the vectors that its part of the keys touches.

@@ -2,8 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
-#include <type_traits>
 
 #include "attention_job.h"
 #include "cpu/attention_tiles.h"
@@ -52,48 +50,6 @@ void store_row(const HeadTensor& tensor, DType dtype, std::int64_t offset, const
     }
     for (; i < count; ++i) narrow(factor * from[i], to[i * tensor.column]);
   });
-}
-
-// Four rows of four, turned over their diagonal.
-template <class T>
-FUSESTEP_HD void transpose_four(const T* from, std::int64_t from_stride, T factor, T* to, std::int64_t to_stride) {
-  typedef T Four __attribute__((vector_size(4 * sizeof(T))));
-  typedef std::conditional_t<sizeof(T) == 8, std::int64_t, std::int32_t> Index;
-  typedef Index Order __attribute__((vector_size(4 * sizeof(T))));
-  Four row[4];
-  for (int i = 0; i < 4; ++i) {
-    memcpy(&row[i], from + i * from_stride, sizeof(Four));
-    row[i] *= factor;
-  }
-  const Four low01 = __builtin_shuffle(row[0], row[1], Order{0, 4, 1, 5});
-  const Four high01 = __builtin_shuffle(row[0], row[1], Order{2, 6, 3, 7});
-  const Four low23 = __builtin_shuffle(row[2], row[3], Order{0, 4, 1, 5});
-  const Four high23 = __builtin_shuffle(row[2], row[3], Order{2, 6, 3, 7});
-  const Four column[4] = {
-      __builtin_shuffle(low01, low23, Order{0, 1, 4, 5}), __builtin_shuffle(low01, low23, Order{2, 3, 6, 7}),
-      __builtin_shuffle(high01, high23, Order{0, 1, 4, 5}), __builtin_shuffle(high01, high23, Order{2, 3, 6, 7})};
-  for (int i = 0; i < 4; ++i) memcpy(to + i * to_stride, &column[i], sizeof(Four));
-}
-
-// to[column][row] = factor * rows[row][column]. Each row of `to` has to_columns, the rest of them zero.
-template <class T>
-__attribute__((noinline)) void transpose_rows(const Rows<T>& rows, std::int64_t count, std::int64_t columns, T factor,
-                                              T* to, std::int64_t to_stride, std::int64_t to_columns) {
-  std::int64_t r = 0;
-  for (; r + 4 <= count; r += 4) {
-    const T* from = rows.data + r * rows.stride;
-    std::int64_t c = 0;
-    for (; c + 4 <= columns; c += 4) {
-      transpose_four(from + c, rows.stride, factor, to + c * to_stride + r, to_stride);
-    }
-    for (; c < columns; ++c) {
-      for (int i = 0; i < 4; ++i) to[c * to_stride + r + i] = factor * from[i * rows.stride + c];
-    }
-  }
-  for (std::int64_t c = 0; c < columns; ++c) {
-    for (std::int64_t i = r; i < count; ++i) to[c * to_stride + i] = factor * rows.data[i * rows.stride + c];
-    for (std::int64_t i = count; i < to_columns; ++i) to[c * to_stride + i] = 0;
-  }
 }
 
 }  // namespace
