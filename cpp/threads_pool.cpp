@@ -11,20 +11,14 @@
 #include <memory>
 #include <thread>
 
+#include "cpu_relax.h"
+
 namespace fusestep::pool {
 namespace {
 
 // About what it costs to wake a sleeping worker (25 us on a virtual machine, 0.6 us while it still spins): enough to
 // go from the norm of a step to its update without falling asleep, too short to be in anybody's way.
 constexpr std::chrono::microseconds spin_time{20};
-
-void pause() noexcept {
-#if defined(__x86_64__) || defined(__i386__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield");
-#endif
-}
 
 // Waits until `word` no longer holds `old`: spins a little, then sleeps in the kernel.
 template <class T>
@@ -33,7 +27,7 @@ void wait_for_change(const std::atomic<T>& word, T old) noexcept {
   do {
     for (int i = 0; i < 16; ++i) {
       if (word.load(std::memory_order_acquire) != old) return;
-      pause();
+      cpu_relax();
     }
   } while (std::chrono::steady_clock::now() < until);
   word.wait(old, std::memory_order_acquire);

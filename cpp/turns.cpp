@@ -2,6 +2,8 @@
 
 #include <atomic>
 
+#include "cpu_relax.h"
+
 namespace fusestep {
 
 namespace {
@@ -10,21 +12,13 @@ namespace {
 // felt; later, and a thread that the system has put aside would keep the CPU from the one that has the turn.
 constexpr int kSpins = 2000;
 
-void pause() noexcept {
-#if defined(__x86_64__) || defined(__i386__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield");
-#endif
-}
-
 }  // namespace
 
 void wait_for_turn(const std::uint32_t& counter, std::uint32_t turn) noexcept {
   const std::atomic_ref<std::uint32_t> now(const_cast<std::uint32_t&>(counter));
   for (int i = 0; i < kSpins; ++i) {
     if (now.load(std::memory_order_acquire) == turn) return;
-    pause();
+    cpu_relax();
   }
   for (std::uint32_t seen = now.load(std::memory_order_acquire); seen != turn;
        seen = now.load(std::memory_order_acquire)) {

@@ -80,7 +80,7 @@ class BackwardTile {
   // The head whose queries the next tiles take.
   void start_head(std::int64_t head) {
     head_ = head;
-    terms_ = ScoreTerms<T>(job_.scale, job_.softcap, slope());
+    terms_ = ScoreTerms<T>(job_.scale, job_.softcap, slope_of(job_, *sequence_, head));
     mask_is_filled_ = false;
     if (!job_.dropout.drops()) return;
     const AttentionDropout dropout = head_dropout();
@@ -148,14 +148,6 @@ class BackwardTile {
  private:
   AttentionDropout head_dropout() const {
     return AttentionDropout(job_.dropout, sequence_->batch * job_.heads + head_);
-  }
-
-  double slope() const {
-    double slope = 0;
-    if (job_.alibi.data == nullptr || sequence_->band.keys == 0) return slope;
-    with_elements(job_.alibi.data, job_.alibi_dtype, job_.alibi.offset(sequence_->batch, head_),
-                  [&](const auto* from) { slope = widen<double>(*from); });
-    return slope;
   }
 
   std::int64_t query_offset(const HeadTensor& tensor) const {

@@ -53,7 +53,7 @@ class ForwardBlock {
     head_ = head;
     query0_ = first_query;
     rows_ = std::min<std::int64_t>(kQueryBlock, sequence.queries - first_query);
-    terms_ = ScoreTerms<T>(job_.scale, job_.softcap, slope());
+    terms_ = ScoreTerms<T>(job_.scale, job_.softcap, slope_of(job_, sequence, head));
     start();
     prefetched_ = 0;
     const PositionRange keys = keys_of(0, rows_);
@@ -77,15 +77,6 @@ class ForwardBlock {
     query_high_ = arena.take<std::uint32_t>(kQueryBlock + W::kWidth);
     query_low_ = arena.take<std::uint32_t>(kQueryBlock + W::kWidth);
     drop_words_ = arena.take<std::uint32_t>(4 * kP + W::kWidth);
-  }
-
-  double slope() const {
-    double slope = 0;
-    // Tokens of no sequence have no slope either: there would be nothing to read.
-    if (job_.alibi.data == nullptr || sequence_->band.keys == 0) return slope;
-    with_elements(job_.alibi.data, job_.alibi_dtype, job_.alibi.offset(sequence_->batch, head_),
-                  [&](const auto* from) { slope = widen<double>(*from); });
-    return slope;
   }
 
   // The keys that any of rows [first, last) of this block may look at.

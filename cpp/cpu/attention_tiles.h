@@ -47,6 +47,15 @@ FUSESTEP_HD void with_elements(const void* data, DType dtype, std::int64_t offse
   }
 }
 
+// The ALiBi slope of a head; 0 without. Tokens of no sequence have none either: there would be nothing to read.
+inline double slope_of(const AttentionJob& job, const AttentionSequence& sequence, std::int64_t head) {
+  double slope = 0;
+  if (job.alibi.data == nullptr || sequence.band.keys == 0) return slope;
+  with_elements(job.alibi.data, job.alibi_dtype, job.alibi.offset(sequence.batch, head),
+                [&](const auto* from) { slope = widen<double>(*from); });
+  return slope;
+}
+
 // A vector of elements one beside the other. A float kernel meets doubles only as ALiBi slopes, never here.
 template <class T, class S>
 inline constexpr bool kLoads = !(sizeof(T) < sizeof(S));
