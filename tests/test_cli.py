@@ -250,6 +250,24 @@ def test_info_without_torch(capsys, monkeypatch):
     assert "not found" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("missing", ["torch", "tqdm"])
+def test_train_says_what_to_install(missing, capsys, monkeypatch, run_dir):
+    monkeypatch.setitem(sys.modules, missing, None)
+    line = fail(capsys, "train", "--run-dir", run_dir)
+    assert missing in line
+    assert "pip install 'fusestep[train]'" in line
+    assert not run_dir.exists()
+
+
+@pytest.mark.parametrize("package", ["fusestep.optim", "fusestep.nn", "fusestep.models", "fusestep.training"])
+def test_packages_for_torch_say_what_to_install(package):
+    program = f"import sys; sys.modules['torch'] = None\nimport fusestep, {package}"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith("ImportError: fusestep.optim, fusestep.nn and fusestep.Trainer are for PyTorch")
+    assert "pip install 'fusestep[torch]'" in line
+
+
 def test_version_and_help(capsys):
     for arguments in (["--version"], ["--help"], ["train", "--help"]):
         with pytest.raises(SystemExit) as stop:

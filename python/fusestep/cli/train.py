@@ -122,9 +122,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(options: argparse.Namespace) -> int:
     """Trains, and says on stdout what it does."""
-    with as_user_errors(ImportError):
+    try:
         import torch
         import tqdm  # type: ignore[import-untyped]
+    except ImportError as missing:
+        raise UserError(f"train needs torch and tqdm: {missing}. Try: pip install 'fusestep[train]'") from missing
 
     from fusestep.data import RandomBatches, SequentialBatches, read_text, split_text, unigram_loss
     from fusestep.models import GPT, GPTConfig

@@ -8,6 +8,8 @@ opt.step()
 opt.grad_norm        # of all gradients, before clipping
 """
 
+from fusestep import _torch as _torch
+
 from .adagrad import Adagrad
 from .adam import Adam
 from .adamw import AdamW

@@ -1,5 +1,6 @@
 """The training loop and what it leaves behind: metrics, curves, checkpoints."""
 
+from fusestep import _torch as _torch
 from fusestep.training.checkpoint import CheckpointError
 from fusestep.training.config import TrainConfig
 from fusestep.training.loop import Trainer, TrainingDiverged
