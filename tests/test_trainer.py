@@ -443,6 +443,15 @@ def test_curves_of_unusual_runs(tmp_path):
 # --- Ctrl-C -------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def heeds_interrupts():
+    """As Python starts in a terminal: a shell's background job ignores SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeds_interrupts")
 def test_ctrl_c_ends_after_the_update_in_progress(tmp_path):
     def interrupt(metrics: StepMetrics) -> None:
         if metrics.step == 3:
@@ -457,6 +466,7 @@ def test_ctrl_c_ends_after_the_update_in_progress(tmp_path):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.usefixtures("heeds_interrupts")
 def test_a_second_ctrl_c_does_not_wait():
     with DeferredInterrupt() as interrupt:
         signal.raise_signal(signal.SIGINT)
