@@ -1,8 +1,8 @@
-#include "backend_cuda.h"
-#include "devices.h"
-#include "dropout_cuda.h"
-#include "masked_softmax_cuda.h"
-#include "step.h"
+#include "cuda/backend.h"
+#include "cuda/devices.h"
+#include "cuda/dropout.h"
+#include "cuda/masked_softmax.h"
+#include "cuda/step.h"
 
 namespace fusestep::cuda {
 

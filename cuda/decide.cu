@@ -1,8 +1,8 @@
 // The small kernel between the norm and the update of a step that the host does not look into: it adds up the norm,
 // decides about clipping and skipping, counts the step, and prepares each parameter's coefficients from its own count.
-#include "combine.h"
-#include "launch.h"
-#include "step.h"
+#include "cuda/combine.h"
+#include "cuda/launch.h"
+#include "cuda/step.h"
 
 namespace fusestep::cuda {
 namespace {

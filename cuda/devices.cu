@@ -5,7 +5,7 @@
 #include <mutex>
 #include <sstream>
 
-#include "devices.h"
+#include "cuda/devices.h"
 
 namespace fusestep::cuda {
 

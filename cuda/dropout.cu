@@ -1,8 +1,8 @@
 // Plain dropout, with or without a residual to add to. A thread takes eight neighbours, those that share a Philox call.
-#include "dropout_cuda.h"
-#include "launch.h"
-#include "line.h"
-#include "values.h"
+#include "cuda/dropout.h"
+#include "cuda/launch.h"
+#include "cuda/concatenation.h"
+#include "cuda/values.h"
 
 namespace fusestep::cuda {
 namespace {

@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "errors.h"
+#include "cuda/errors.h"
 #if !defined(__CUDACC__)
 #include "emulation.h"
 #endif

@@ -2,13 +2,13 @@
 // is read twice, the second time from the cache; nothing is kept between, so that a row may have any length.
 #include <cmath>
 
-#include "cpu_masked_softmax.h"
-#include "launch.h"
-#include "masked_softmax_cuda.h"
-#include "masked_softmax_job.h"
+#include "cpu/masked_softmax.h"
+#include "cuda/launch.h"
+#include "cuda/masked_softmax.h"
+#include "jobs/masked_softmax.h"
 #include "math/attention/score.h"
-#include "memory.h"
-#include "values.h"
+#include "cuda/memory.h"
+#include "cuda/values.h"
 
 namespace fusestep::cuda {
 namespace {

@@ -2,8 +2,8 @@
 #include <map>
 #include <memory>
 
-#include "errors.h"
-#include "memory.h"
+#include "cuda/errors.h"
+#include "cuda/memory.h"
 
 namespace fusestep::cuda {
 

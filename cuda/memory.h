@@ -14,7 +14,7 @@
 #include <mutex>
 #include <vector>
 
-#include "backend.h"
+#include "backend/backend.h"
 
 namespace fusestep::cuda {
 

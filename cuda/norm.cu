@@ -1,9 +1,9 @@
 // The norm of a list of gradients: the CPU's partition, lanes and order (cpp/math/norm.h), so the CPU's bits. A warp
 // takes a slice, its threads are the lanes.
-#include "combine.h"
-#include "launch.h"
-#include "step.h"
-#include "values.h"
+#include "cuda/combine.h"
+#include "cuda/launch.h"
+#include "cuda/step.h"
+#include "cuda/values.h"
 
 namespace fusestep::cuda {
 namespace {

@@ -2,9 +2,9 @@
 // whatever their number.
 #include <cmath>
 
-#include "errors.h"
-#include "step.h"
-#include "step_on_host.h"
+#include "cuda/errors.h"
+#include "cuda/step.h"
+#include "backend/step_on_host.h"
 
 namespace fusestep::cuda {
 

@@ -1,8 +1,8 @@
 // What the files of a step give each other.
 #pragma once
 
-#include "backend.h"
-#include "line.h"
+#include "backend/backend.h"
+#include "cuda/concatenation.h"
 
 namespace fusestep::cuda {
 

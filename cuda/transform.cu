@@ -1,7 +1,7 @@
 // Gradients rewritten in place: unscaled, clipped, clamped.
-#include "launch.h"
-#include "step.h"
-#include "values.h"
+#include "cuda/launch.h"
+#include "cuda/step.h"
+#include "cuda/values.h"
 
 namespace fusestep::cuda {
 namespace {

@@ -1,8 +1,8 @@
 // The update of every optimizer. Compiled once for each pair of dtypes, as the CPU's kernels are for each instruction
 // set: FUSESTEP_PAIR is f32_f32, f32_bf16, f32_f16 or f64_f64 (CMakeLists.txt).
-#include "launch.h"
-#include "step.h"
-#include "values.h"
+#include "cuda/launch.h"
+#include "cuda/step.h"
+#include "cuda/values.h"
 
 namespace fusestep::cuda {
 namespace {

@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "math/lowp.h"
-#include "view.h"
+#include "tensors/view.h"
 
 namespace fusestep::cuda {
 

@@ -14,7 +14,7 @@ export PYTHONPATH="$place/site"
 
 "$python" -m fusestep info
 "$python" -m pytest -q -m gpu tests
-"$python" -m pytest -q tests/test_bits.py tests/test_ops_optim.py  # AVX-512 too, where this CPU has it
+"$python" -m pytest -q tests/ops/test_bits.py tests/ops/test_ops_optim.py  # AVX-512 too, where this CPU has it
 
 sanitizer=$(command -v compute-sanitizer || true)
 if [ -n "$sanitizer" ]; then

@@ -1,10 +1,10 @@
 // fusestep._core: attention.
-#include "attention.h"
+#include "operations/attention.h"
 
 #include <optional>
 #include <string>
 
-#include "attention_backward.h"
+#include "operations/attention_backward.h"
 #include "bindings/attention_options.h"
 #include "bindings/functions.h"
 #include "bindings/tensor.h"

@@ -3,7 +3,7 @@
 
 #include <pybind11/pybind11.h>
 
-#include "attention.h"
+#include "operations/attention.h"
 #include "bindings/tensor.h"
 
 namespace fusestep {

@@ -3,7 +3,7 @@
 
 #include <pybind11/pybind11.h>
 
-#include "clip_options.h"
+#include "jobs/clipping.h"
 
 namespace fusestep {
 

@@ -1,5 +1,5 @@
 // fusestep._core: plain dropout.
-#include "dropout.h"
+#include "operations/dropout.h"
 
 #include <string>
 

@@ -1,5 +1,5 @@
 // fusestep._core: norms of gradients and clipping.
-#include "grads.h"
+#include "operations/grads.h"
 
 #include <limits>
 #include <string>
@@ -9,9 +9,9 @@
 #include "bindings/lists.h"
 #include "bindings/options.h"
 #include "bindings/tensor.h"
-#include "check_view.h"
-#include "dispatch.h"
-#include "overlap.h"
+#include "tensors/check_view.h"
+#include "backend/dispatch.h"
+#include "tensors/overlap.h"
 
 namespace fusestep {
 

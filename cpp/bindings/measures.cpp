@@ -7,11 +7,11 @@
 #include "bindings/functions.h"
 #include "bindings/lists.h"
 #include "bindings/tensor.h"
-#include "check_view.h"
-#include "cpu_kernels.h"
-#include "slices.h"
-#include "threads.h"
-#include "view_layout.h"
+#include "tensors/check_view.h"
+#include "cpu/kernel_table.h"
+#include "cpu/slices.h"
+#include "threads/threads.h"
+#include "tensors/view_layout.h"
 
 namespace fusestep {
 

@@ -8,9 +8,9 @@
 #include "bindings/lists.h"
 #include "bindings/options.h"
 #include "bindings/tensor.h"
-#include "dispatch.h"
+#include "backend/dispatch.h"
 #include "math/optim/all.h"
-#include "step.h"
+#include "operations/step.h"
 
 namespace fusestep {
 

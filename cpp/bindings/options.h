@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <string>
 
-#include "check.h"
+#include "tensors/check.h"
 #include "math/optim/options.h"
 
 namespace fusestep {

@@ -1,8 +1,8 @@
 // fusestep._core: what was compiled, what was chosen, how many threads.
 #include "bindings/functions.h"
 #include "bindings/options.h"
-#include "dispatch.h"
-#include "threads.h"
+#include "backend/dispatch.h"
+#include "threads/threads.h"
 
 namespace fusestep {
 

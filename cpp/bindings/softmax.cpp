@@ -5,7 +5,7 @@
 #include "bindings/attention_options.h"
 #include "bindings/functions.h"
 #include "bindings/tensor.h"
-#include "masked_softmax.h"
+#include "operations/masked_softmax.h"
 
 namespace fusestep {
 

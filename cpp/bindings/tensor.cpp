@@ -1,4 +1,4 @@
-#include "tensor.h"
+#include "bindings/tensor.h"
 
 #include <pybind11/numpy.h>
 
@@ -8,7 +8,7 @@
 #include <iterator>
 #include <string>
 
-#include "../view_layout.h"
+#include "tensors/view_layout.h"
 
 namespace fusestep {
 

@@ -6,10 +6,10 @@
 #include <memory_resource>
 #include <vector>
 
-#include "../backend.h"
-#include "../check.h"
-#include "../view.h"
-#include "dlpack.h"
+#include "backend/backend.h"
+#include "tensors/check.h"
+#include "tensors/view.h"
+#include "bindings/dlpack.h"
 
 namespace fusestep {
 

@@ -1,198 +1,116 @@
-// The backward pass of attention, in a single walk over the scores: each unit takes a block of keys, holds the
-// gradients of its keys and values, and goes through the blocks of queries that attend to it. What a tile adds to the
-// gradients of its queries is added from the last block of keys to the first, whoever computes them: the bits do not
-// depend on the threads, and one head alone keeps all of them at work. Under a causal mask the last block has the
-// fewest queries, those that earlier blocks reach last: in this order nobody waits for them.
+// The backward pass on the CPU: its units, and what their threads share.
 #include <algorithm>
+#include <cstring>
+#include <memory>
+#include <vector>
 
-#include "cpu/attention_backward_tile.h"
-#include "cpu/kernels.h"
-#include "scratch.h"
-#include "turns.h"
+#include "cpu/attention.h"
+#include "cpu/kernel_table.h"
+#include "threads/threads.h"
 
-namespace fusestep::FUSESTEP_ISA {
+namespace fusestep {
+
 namespace {
 
-template <class T>
-class BackwardUnit {
-  using V = Vec<T>;
-  static constexpr std::int64_t kWidth = V::kWidth;
+constexpr std::int64_t kMostLanes = 16;  // rows in scratch are padded to the vectors of any instruction set
 
- public:
-  explicit BackwardUnit(const AttentionBackwardJob& job)
-      : job_(job), forward_(*job.forward), grads_(*job.grads), tile_(forward_, grads_.grad_out) {
-    Arena measure(nullptr);
-    carve(measure);
-    Arena arena(thread_scratch(measure.size()));
-    carve(arena);
+// Where the units of each sequence begin, and the end.
+template <class Count>
+std::vector<std::int64_t> first_units(const AttentionJob& job, const Count& count) {
+  std::vector<std::int64_t> first(static_cast<std::size_t>(job.num_sequences) + 1);
+  for (std::int64_t s = 0; s < job.num_sequences; ++s) {
+    const auto i = static_cast<std::size_t>(s);
+    first[i + 1] = first[i] + count(job.sequences[s]);
   }
+  return first;
+}
 
-  void run(std::int64_t unit) {
-    const std::int64_t s =
-        std::upper_bound(job_.first_unit, job_.first_unit + forward_.num_sequences, unit) - job_.first_unit - 1;
-    sequence_ = &forward_.sequences[s];
-    blocks_ = key_blocks(sequence_->keys);
-    block_ = blocks_ - 1 - (unit - job_.first_unit[s]) % blocks_;
-    const std::int64_t kv_head = (unit - job_.first_unit[s]) / blocks_;
-    key0_ = block_ * kKeyBlock;
-    keys_ = std::min<std::int64_t>(kKeyBlock, sequence_->keys - key0_);
-    tile_.start_keys(*sequence_, kv_head, key0_, keys_);
-    std::fill_n(key_grads_, keys_ * tile_.query_stride(), T(0));
-    std::fill_n(value_grads_, keys_ * tile_.value_stride(), T(0));
-
-    const std::int64_t group = s * forward_.kv_heads + kv_head;
-    if (job_.sums != nullptr && group >= job_.slots) {
-      wait_for_turn(job_.finished[group - job_.slots], units_of_group(group - job_.slots));
-    }
-    const std::int64_t a_group = forward_.heads / forward_.kv_heads;
-    for (std::int64_t i = 0; i < a_group; ++i) run_head(kv_head * a_group + i, group, i);
-    if (job_.sums != nullptr) pass_turn(job_.finished[group]);
-
-    if (grads_.grad_key.data != nullptr) {
-      store_rows(grads_.grad_key, kv_head, key_grads_, tile_.query_stride(), static_cast<T>(forward_.scale),
-                 forward_.head_dim);
-    }
-    if (grads_.grad_value.data != nullptr) {
-      store_rows(grads_.grad_value, kv_head, value_grads_, tile_.value_stride(),
-                 static_cast<T>(forward_.dropout.scale()), forward_.value_dim);
-    }
+void run_units(void (*run)(const AttentionBackwardJob&, std::int64_t), const AttentionBackwardJob& job,
+               std::int64_t units) {
+  // Five products for the forward pass's two.
+  const double flops = 2.5 * forward_flops(*job.forward);
+  if (flops < kAloneFlops) {
+    for (std::int64_t unit = 0; unit < units; ++unit) run(job, unit);
+    return;
   }
+  parallel_for(units, [&](std::int64_t unit) { run(job, unit); });
+}
 
- private:
-  void carve(Arena& arena) {
-    tile_.carve(arena);
-    key_grads_ = arena.take<T>(kKeyBlock * tile_.query_stride());
-    value_grads_ = arena.take<T>(kKeyBlock * tile_.value_stride());
-    query_grads_ = arena.take<T>(kQueryBlock * tile_.query_stride());
+void run_backward(AttentionBackwardJob& job) {
+  const AttentionJob& forward = *job.forward;
+  const CpuKernels& kernels = cpu_kernels();
+  const std::vector<std::int64_t> first = first_units(forward, [&](const AttentionSequence& sequence) {
+    return forward.kv_heads * attention_blocks(sequence.keys, kernels.attention_key_block);
+  });
+  job.first_unit = first.data();
+  std::vector<std::uint32_t> turns(static_cast<std::size_t>(forward.query_blocks));
+  job.turns = turns.data();
+
+  const std::int64_t groups = forward.num_sequences * forward.kv_heads;
+  std::vector<std::uint32_t> finished;
+  std::unique_ptr<float[]> sums;
+  if (job.grads->grad_query.data != nullptr && size_of(forward.dtype) == 2) {
+    // One more than are at work, so that nobody waits for the last units of a head.
+    job.slots = std::min<std::int64_t>(groups, num_threads() + 1);
+    std::int64_t longest = 0;
+    for (std::int64_t s = 0; s < forward.num_sequences; ++s) longest = std::max(longest, forward.sequences[s].queries);
+    job.slot_size =
+        forward.heads / forward.kv_heads * longest * (forward.head_dim + kMostLanes - 1) / kMostLanes * kMostLanes;
+    sums = std::make_unique_for_overwrite<float[]>(static_cast<std::size_t>(job.slots * job.slot_size));
+    job.sums = sums.get();
+    finished.resize(static_cast<std::size_t>(groups));
+    job.finished = finished.data();
   }
+  run_units(kernels.attention_backward, job, first.back());
+}
 
-  static std::int64_t key_blocks(std::int64_t keys) { return attention_blocks(keys, kKeyBlock); }
-
-  std::uint32_t units_of_group(std::int64_t group) const {
-    return static_cast<std::uint32_t>(key_blocks(forward_.sequences[group / forward_.kv_heads].keys));
-  }
-
-  // The blocks of keys that queries [first, last) attend to. At least one, which writes zeros where they attend to
-  // nothing.
-  PositionRange blocks_of(std::int64_t first, std::int64_t last) const {
-    const PositionRange front = sequence_->band.keys_of(first);
-    const PositionRange back = sequence_->band.keys_of(last - 1);
-    const std::int64_t begin = std::min(front.begin, back.begin) / kKeyBlock;
-    const std::int64_t end = (std::max(front.end, back.end) + kKeyBlock - 1) / kKeyBlock;
-    const std::int64_t from = std::min(begin, blocks_ - 1);
-    return {from, std::clamp(end, from + 1, blocks_)};
-  }
-
-  void run_head(std::int64_t head, std::int64_t group, std::int64_t in_group) {
-    const bool needs_queries = grads_.grad_query.data != nullptr;
-    const bool needs_scores = needs_queries || grads_.grad_key.data != nullptr;
-    tile_.start_head(head);
-    const std::int64_t query_blocks = round_up(sequence_->queries, kQueryBlock) / kQueryBlock;
-    for (std::int64_t q = 0; q < query_blocks; ++q) {
-      const std::int64_t query0 = q * kQueryBlock;
-      const std::int64_t queries = std::min<std::int64_t>(kQueryBlock, sequence_->queries - query0);
-      const PositionRange blocks = blocks_of(query0, query0 + queries);
-      if (block_ < blocks.begin || block_ >= blocks.end) continue;
-      const bool attends = tile_.start_queries(query0, queries);
-      if (attends) {
-        tile_.compute(true, needs_scores);
-        if (grads_.grad_value.data != nullptr) tile_.add_value_grads(value_grads_);
-        if (grads_.grad_key.data != nullptr) tile_.add_key_grads(key_grads_);
-      }
-      if (!needs_queries) continue;
-      if (attends) tile_.query_grads(query_grads_);
-      std::uint32_t& turn = job_.turns[sequence_->first_block + head * query_blocks + q];
-      wait_for_turn(turn, static_cast<std::uint32_t>(blocks.end - 1 - block_));
-      add_query_grads(head, query0, queries, attends, block_ + 1 == blocks.end, block_ == blocks.begin,
-                      sums_of(group, in_group, query0));
-      pass_turn(turn);
-    }
-  }
-
-  // Where the gradients of a block of queries are summed up in 16-bit storage's place; nullptr: in their own memory.
-  T* sums_of(std::int64_t group, std::int64_t in_group, std::int64_t query0) const {
-    if constexpr (sizeof(T) == sizeof(float)) {
-      if (job_.sums == nullptr) return nullptr;
-      return job_.sums + group % job_.slots * job_.slot_size +
-             (in_group * sequence_->queries + query0) * tile_.query_stride();
-    } else {
-      return nullptr;
-    }
-  }
-
-  // Adds query_grads_, or nothing (`attends`), to what the blocks before have left: zero at first.
-  void add_query_grads(std::int64_t head, std::int64_t query0, std::int64_t queries, bool attends, bool first,
-                       bool last, T* sums) {
-    const HeadTensor& tensor = grads_.grad_query;
-    const std::int64_t offset = tensor.offset(sequence_->batch, head) + (sequence_->query_begin + query0) * tensor.row;
-    if (!attends && first) std::fill_n(query_grads_, queries * tile_.query_stride(), T(0));
-    if (attends || first) {
-      const T scale = static_cast<T>(forward_.scale);
-      for (std::int64_t row = 0; row < queries; ++row) {
-        const T* from = query_grads_ + row * tile_.query_stride();
-        if (sums != nullptr) {
-          add_row(sums + row * tile_.query_stride(), 1, from, scale, first);
-        } else {
-          add_row(static_cast<T*>(tensor.data) + offset + row * tensor.row, tensor.column, from, scale, first);
+void fill_with_zeros(const HeadTensor& tensor, DType dtype, const std::int64_t (&shape)[4]) {
+  const std::int64_t size = size_of(dtype);
+  for (std::int64_t b = 0; b < shape[0]; ++b) {
+    for (std::int64_t h = 0; h < shape[1]; ++h) {
+      for (std::int64_t row = 0; row < shape[2]; ++row) {
+        char* at = static_cast<char*>(tensor.data) + (tensor.offset(b, h) + row * tensor.row) * size;
+        for (std::int64_t column = 0; column < shape[3]; ++column) {
+          memset(at + column * tensor.column * size, 0, static_cast<std::size_t>(size));
         }
       }
     }
-    if (sums == nullptr || !last) return;
-    for (std::int64_t row = 0; row < queries; ++row) {
-      store_row(tensor, forward_.dtype, offset + row * tensor.row, sums + row * tile_.query_stride(), T(1),
-                forward_.head_dim);
-    }
   }
+}
 
-  void add_row(T* to, std::int64_t stride, const T* from, T scale, bool first) const {
-    const std::int64_t count = forward_.head_dim;
-    std::int64_t i = 0;
-    if (stride == 1) {
-      for (; i + kWidth <= count; i += kWidth) {
-        const V sum = first ? V(T(0)) : V::load(to + i);
-        fma(V(scale), V::load(from + i), sum).store(to + i);
-      }
-    }
-    for (; i < count; ++i) to[i * stride] = fma(scale, from[i], first ? T(0) : to[i * stride]);
-  }
-
-  void store_rows(const HeadTensor& tensor, std::int64_t kv_head, const T* from, std::int64_t from_stride, T factor,
-                  std::int64_t columns) const {
-    const std::int64_t offset = tensor.offset(sequence_->batch, kv_head) + (sequence_->key_begin + key0_) * tensor.row;
-    for (std::int64_t row = 0; row < keys_; ++row) {
-      store_row(tensor, forward_.dtype, offset + row * tensor.row, from + row * from_stride, factor, columns);
-    }
-  }
-
-  const AttentionBackwardJob& job_;
-  const AttentionJob& forward_;
-  const AttentionGrads& grads_;
-  BackwardTile<T> tile_;
-
-  const AttentionSequence* sequence_ = nullptr;
-  std::int64_t blocks_ = 0;
-  std::int64_t block_ = 0;
-  std::int64_t key0_ = 0;
-  std::int64_t keys_ = 0;
-
-  T* key_grads_;    // [key][query_stride]
-  T* value_grads_;  // [key][value_stride]
-  T* query_grads_;  // [query][query_stride]: what the tile adds
-};
-
-void attention_backward(const AttentionBackwardJob& job, std::int64_t unit) {
-  if (job.forward->dtype == DType::float64) {
-    BackwardUnit<double>(job).run(unit);
+void run_grad_mask(AttentionBackwardJob& job) {
+  const AttentionJob& forward = *job.forward;
+  const AttentionGrads& grads = *job.grads;
+  const CpuKernels& kernels = cpu_kernels();
+  // The units write the elements of sequences: others, between those that are packed and where there are none, are
+  // zero.
+  if (grads.grad_mask_needs_zeros) fill_with_zeros(grads.grad_mask, grads.grad_mask_dtype, grads.grad_mask_shape);
+  if (forward.num_sequences == 0 || forward.heads == 0) return;
+  const std::int64_t heads = grads.mask_has_head ? forward.heads : 1;
+  const auto count = [&](const AttentionSequence& sequence) {
+    const GradMaskTiles tiles(grads, sequence, kernels.attention_key_block);
+    return heads * tiles.queries * tiles.keys;
+  };
+  std::vector<std::int64_t> first;
+  if (grads.mask_has_batch) {
+    first = first_units(forward, count);
   } else {
-    BackwardUnit<float>(job).run(unit);
+    first = {0, count(forward.sequences[0])};
   }
+  job.first_mask_unit = first.data();
+  run_units(kernels.attention_grad_mask, job, first.back());
 }
 
 }  // namespace
 
-void fill_attention_backward(CpuKernels& kernels) {
-  kernels.attention_key_block = kKeyBlock;
-  kernels.attention_backward = attention_backward;
+void cpu_attention_backward(const AttentionJob& job, const AttentionGrads& grads, const Stream& /*stream*/) {
+  AttentionBackwardJob units{};
+  units.forward = &job;
+  units.grads = &grads;
+  const bool any =
+      grads.grad_query.data != nullptr || grads.grad_key.data != nullptr || grads.grad_value.data != nullptr;
+  if (any && job.kv_heads > 0 && job.num_sequences > 0) run_backward(units);
+  if (grads.grad_mask.data != nullptr) run_grad_mask(units);
 }
 
-}  // namespace fusestep::FUSESTEP_ISA
+}  // namespace fusestep

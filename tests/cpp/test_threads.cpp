@@ -20,7 +20,7 @@
 #include <thread>
 #include <vector>
 
-#include "threads.h"
+#include "threads/threads.h"
 
 using fusestep::parallel_for;
 using fusestep::set_num_threads;

@@ -1,5 +1,5 @@
 // The only list of optimizers. A new one is its functor header, one line here, its reference, its torch class and its
-// row in tests/cases.py; bindings, kernels for every instruction set and fusestep.ops follow from this list.
+// row in tests/support/cases.py; bindings, kernels for every instruction set and fusestep.ops follow from this list.
 #pragma once
 
 #include "math/optim/adagrad.h"

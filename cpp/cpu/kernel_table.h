@@ -1,0 +1,98 @@
+// The table that each CPU instruction set fills with its kernels: one slice of a job each. cpu_backend.cpp shares the
+// slices out among threads.
+#pragma once
+
+#include "backend/backend.h"
+
+namespace fusestep {
+
+struct UpdateJob {
+  const UpdateTensor* tensors;  // [num_tensors], then one more whose begin is the end of the line
+  std::int64_t num_tensors;
+  std::int64_t numel;
+  const unsigned char* coefficients;
+  GradTransform<double> transform;
+};
+
+// The backward pass of attention. A unit is a block of keys of one key and value head, for all queries and heads that
+// read it: it holds the gradients of its keys and values, and adds to those of the queries when its turn has come.
+struct AttentionBackwardJob {
+  const AttentionJob* forward;
+  const AttentionGrads* grads;
+  const std::int64_t* first_unit;  // of each sequence, then the end: kv_heads * attention_tiles(keys, ...)
+  std::uint32_t* turns;            // of each query block: how many blocks of keys have added to it
+
+  // 16-bit gradients of queries are summed up here, in float: nullptr for others. Key and value heads take the slots in
+  // turn, each when all units of the one before it in the slot have finished.
+  float* sums;
+  std::int64_t slots;
+  std::int64_t slot_size;   // in floats
+  std::uint32_t* finished;  // of each key and value head of each sequence: units
+
+  // The mask's gradient is a pass of its own. A unit is a tile of the mask's elements.
+  const std::int64_t* first_mask_unit;  // of each sequence, then the end; of all together if the mask has no batch
+};
+
+// Blocks of so many keys or queries; one of nothing, so that there is somebody to write zeros.
+constexpr std::int64_t attention_blocks(std::int64_t rows, std::int64_t block) {
+  return rows == 0 ? 1 : (rows + block - 1) / block;
+}
+
+// The tiles of one head of a mask's gradient.
+struct GradMaskTiles {
+  std::int64_t queries;
+  std::int64_t keys;
+
+  GradMaskTiles(const AttentionGrads& grads, const AttentionSequence& sequence, std::int64_t key_block)
+      : queries(grads.mask_has_query ? attention_blocks(sequence.queries, kQueryBlock) : 1),
+        keys(grads.mask_has_key ? attention_blocks(sequence.keys, key_block) : 1) {}
+};
+
+// The backward pass of the masked softmax.
+struct SoftmaxBackwardJob {
+  const SoftmaxJob* forward;
+  const SoftmaxGrads* grads;
+  void* partial;  // [block][mask column], float or double: where a mask's row gets parts from several blocks
+};
+
+struct CpuKernels {
+  const char* name;
+
+  // update[variant][DTypePair]: one slice of an optimizer step.
+  void (*update[UpdateVariants::size][kDTypePairs])(const UpdateJob&, std::int64_t slice);
+
+  // norm[NormKind]: the slice's sum of |g|, sum of g^2 or max of |g|, in double.
+  double (*norm[3])(const GradJob&, std::int64_t slice);
+
+  // One slice of g <- transform(g).
+  void (*transform)(const GradJob&, GradTransform<double>, std::int64_t slice);
+
+  // One slice of out <- dropout(input), or of out <- residual + dropout(input).
+  void (*dropout)(const DropoutJob&, std::int64_t slice);
+
+  // Query blocks [first, last) of a job's list: their rows of out and lse.
+  void (*attention_forward)(const AttentionJob&, std::int64_t first, std::int64_t last);
+
+  // One unit of the backward pass, and one of the mask's gradient. Blocks are of attention_key_block keys.
+  std::int64_t attention_key_block;
+  void (*attention_backward)(const AttentionBackwardJob&, std::int64_t unit);
+  void (*attention_grad_mask)(const AttentionBackwardJob&, std::int64_t unit);
+
+  // Rows [first, last) of a masked softmax; one block of its backward pass (cpu_masked_softmax.h); one row of the
+  // mask's gradient from the parts that the blocks have left.
+  void (*softmax_forward)(const SoftmaxJob&, std::int64_t first, std::int64_t last);
+  void (*softmax_backward)(const SoftmaxBackwardJob&, std::int64_t block);
+  void (*softmax_grad_mask)(const SoftmaxBackwardJob&, std::int64_t mask_row);
+
+  // The floor that benchmarks compare with: elements [begin, end) of every array are read, those of the first
+  // `num_written` are written back, with one fma each and nothing else.
+  void (*stream)(float* const* arrays, int num_arrays, int num_written, std::int64_t begin, std::int64_t end);
+
+  // The ceiling that benchmarks compare with: multiply-adds in registers. Returns how many operations they were.
+  std::int64_t (*fma_peak)(std::int64_t iterations);
+};
+
+// Those of the level that dispatch.cpp has chosen.
+const CpuKernels& cpu_kernels();
+
+}  // namespace fusestep

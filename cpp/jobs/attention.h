@@ -1,0 +1,86 @@
+// What the attention kernels run on: pointers and strides of checked tensors, the list of sequences, the options as the
+// formulas want them. The same for every backend.
+#pragma once
+
+#include <cstdint>
+
+#include "math/attention/mask.h"
+#include "math/dropout.h"
+#include "tensors/view.h"
+
+namespace fusestep {
+
+inline constexpr std::int64_t kMaxHeadDim = 256;
+
+// Queries that are worked on together. Blocks count from the start of their sequence, whoever computes them: the bits
+// of the result follow from the partition.
+inline constexpr std::int64_t kQueryBlock = 64;
+
+// An array of (batch, head, row, column); strides in elements. One that is packed has a batch stride of 0: its
+// sequences are told apart by their first rows.
+struct HeadTensor {
+  void* data;  // nullptr: there is none
+  std::int64_t batch;
+  std::int64_t head;
+  std::int64_t row;
+  std::int64_t column;
+
+  // The address, in elements from data, of row 0 and column 0.
+  std::int64_t offset(std::int64_t b, std::int64_t h) const { return b * batch + h * head; }
+};
+
+// Sequences lie side by side in a batch, or one after the other when they are packed.
+struct AttentionSequence {
+  std::int64_t batch;        // its number: dropout, ALiBi and HeadTensor::batch count by it
+  std::int64_t query_begin;  // its first row among the queries: 0 in a batch
+  std::int64_t key_begin;
+  std::int64_t queries;
+  std::int64_t keys;  // rows that it has; band.keys of them take part
+  Band band;
+  std::int64_t first_block;  // where its query blocks begin in the list of all: heads * ceil(queries / kQueryBlock)
+};
+
+struct AttentionJob {
+  DType dtype;  // of query, key, value, out and their gradients
+  std::int64_t heads;
+  std::int64_t kv_heads;  // head h reads key and value head h / (heads / kv_heads)
+  std::int64_t head_dim;
+  std::int64_t value_dim;
+  HeadTensor query;
+  HeadTensor key;
+  HeadTensor value;
+  HeadTensor out;
+  HeadTensor lse;    // float; double where dtype is. column: 0
+  HeadTensor mask;   // (batch, head, query, key), stride 0 where broadcast
+  DType mask_dtype;  // boolean (false excludes) or additive floats
+  HeadTensor alibi;  // (batch, head); row, column: 0
+  DType alibi_dtype;
+  double scale;
+  double softcap;  // 0: none
+  DropoutRule dropout;
+  const AttentionSequence* sequences;
+  std::int64_t num_sequences;
+  std::int64_t query_blocks;  // of all sequences and heads
+
+  std::int64_t kv_head(std::int64_t head) const { return head / (heads / kv_heads); }
+};
+
+// What the backward pass reads and writes beside the job's own arrays. Each gradient may be absent.
+struct AttentionGrads {
+  HeadTensor grad_out;
+  HeadTensor grad_query;
+  HeadTensor grad_key;
+  HeadTensor grad_value;
+  HeadTensor grad_mask;  // (batch, head, query, key)
+  DType grad_mask_dtype;
+  std::int64_t grad_mask_shape[4];  // 1 where it was broadcast
+  bool grad_mask_needs_zeros;       // it has elements that belong to no sequence
+  // The dimensions that the mask has; its gradient is summed up over the others. A packed mask counts as one that has a
+  // batch if it has queries or keys: sequences share none of them.
+  bool mask_has_batch;
+  bool mask_has_head;
+  bool mask_has_query;
+  bool mask_has_key;
+};
+
+}  // namespace fusestep

@@ -1,0 +1,66 @@
+// Masked softmax attention: what is asked for, checked, and run. Everything is checked while the plan is made; running
+// it cannot fail half-way.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "jobs/attention.h"
+#include "backend/backend.h"
+#include "tensors/check.h"
+#include "tensors/overlap.h"
+#include "tensors/view.h"
+
+namespace fusestep {
+
+// As the caller gave them.
+struct AttentionOptions {
+  std::optional<TensorView> mask;
+  Causal causal = Causal::none;
+  std::int64_t window_left = kUnlimited;
+  std::int64_t window_right = kUnlimited;
+  std::optional<TensorView> key_lengths;
+  std::optional<TensorView> cu_seqlens_q;
+  std::optional<TensorView> cu_seqlens_k;
+  std::optional<TensorView> alibi_slopes;
+  double softcap = 0;           // 0: none
+  std::optional<double> scale;  // 1 / sqrt(head_dim)
+  double dropout_p = 0;
+  std::uint64_t seed = 0;
+  std::uint32_t offset = 0;
+};
+
+class AttentionPlan {
+ public:
+  // `out` and `lse` are written by the forward pass (`writes_out`), read by the backward one.
+  AttentionPlan(const char* operation, const TensorView& query, const TensorView& key, const TensorView& value,
+                const TensorView& out, const TensorView& lse, const AttentionOptions& options, bool writes_out);
+
+  void forward(const Stream& stream) const;
+
+  const AttentionJob& job() const { return job_; }
+  const Backend& backend() const { return *backend_; }
+
+  // Of which the backward pass notes its own arrays too.
+  OverlapCheck& overlaps() { return overlaps_; }
+
+ private:
+  void add_sequences(const TensorView& query, const TensorView& key, const AttentionOptions& options);
+  void add_mask(const TensorView& mask, const TensorView& query, const TensorView& key, bool packed);
+  void check_alibi(const TensorView& slopes, const TensorView& query, std::int64_t batch);
+
+  const char* operation_;
+  const Backend* backend_ = nullptr;
+  AttentionJob job_{};
+  std::vector<AttentionSequence> sequences_;
+  OverlapCheck overlaps_;
+};
+
+// Refuses numbers that make no sense, and cu_seqlens of one side only.
+void check_attention_options(const char* operation, const AttentionOptions& options);
+
+// The four-dimensional view as the kernels address it. A packed one keeps its rows apart by their sequences alone.
+HeadTensor head_tensor(const TensorView& view, bool packed);
+
+}  // namespace fusestep

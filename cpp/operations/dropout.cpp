@@ -1,0 +1,51 @@
+#include "operations/dropout.h"
+
+#include <string>
+
+#include "tensors/check_view.h"
+#include "backend/dispatch.h"
+#include "tensors/overlap.h"
+#include "tensors/view_layout.h"
+
+namespace fusestep {
+
+namespace {
+
+void check_same(const TensorView& view, const TensorView& x, const Argument& argument) {
+  check_like(view, x, argument, "x");
+  if (view.dtype != x.dtype) refuse_type(argument, std::string(name_of(x.dtype)) + " as x is", name_of(view.dtype));
+}
+
+bool is_same_memory(const TensorView& a, const TensorView& b) { return a.data == b.data && same_strides(a, b); }
+
+}  // namespace
+
+DropoutPlan::DropoutPlan(const char* operation, const TensorView& x, const TensorView* residual, const TensorView& out,
+                         const DropoutRule& rule) {
+  const Argument x_argument{operation, "x"};
+  const Argument residual_argument{operation, "residual"};
+  const Argument out_argument{operation, "out"};
+  backend_ = &backend_for(x.device, x_argument);
+  if (residual != nullptr) check_same(*residual, x, residual_argument);
+  check_same(out, x, out_argument);
+  check_writable(out, out_argument);
+  OverlapCheck overlaps;
+  overlaps.writes(out, out_argument);
+  if (!is_same_memory(x, out)) overlaps.reads(x, x_argument);
+  if (residual != nullptr && !is_same_memory(*residual, out)) overlaps.reads(*residual, residual_argument);
+  overlaps.check();
+
+  const TensorView* const views[] = {&x, &out, residual};
+  const int operands[] = {0, 1, 2};
+  job_.input = x.data;
+  job_.residual = residual != nullptr ? residual->data : nullptr;
+  job_.out = out.data;
+  job_.layout = layouts_.layout_of(views, operands, residual != nullptr ? 3 : 2, x_argument, Walk::c_order);
+  job_.numel = x.numel;
+  job_.dtype = x.dtype;
+  job_.rule = rule;
+}
+
+void DropoutPlan::run(const Stream& stream) const { backend_->dropout(job_, stream); }
+
+}  // namespace fusestep

@@ -1,0 +1,24 @@
+// Plain dropout, and dropout with a residual added: out <- dropout(x), out <- residual + dropout(x).
+#pragma once
+
+#include "backend/backend.h"
+#include "tensors/check.h"
+#include "tensors/layout.h"
+
+namespace fusestep {
+
+class DropoutPlan {
+ public:
+  // `residual` may be null. Refuses what cannot be done. `out` may be x or residual, but no other view of their memory.
+  DropoutPlan(const char* operation, const TensorView& x, const TensorView* residual, const TensorView& out,
+              const DropoutRule& rule);
+
+  void run(const Stream& stream) const;
+
+ private:
+  const Backend* backend_;
+  LayoutStore layouts_;
+  DropoutJob job_{};
+};
+
+}  // namespace fusestep

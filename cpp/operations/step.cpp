@@ -1,0 +1,186 @@
+#include "operations/step.h"
+
+#include <cmath>
+#include <string>
+
+#include "tensors/check_view.h"
+#include "backend/dispatch.h"
+#include "tensors/view_layout.h"
+
+namespace fusestep {
+
+namespace {
+
+bool is_half(DType dtype) { return dtype == DType::float16 || dtype == DType::bfloat16; }
+
+DTypePair pair_of(DType param, DType grad) {
+  if (param == DType::float64) return DTypePair::f64_f64;
+  switch (grad) {
+    case DType::bfloat16:
+      return DTypePair::f32_bf16;
+    case DType::float16:
+      return DTypePair::f32_f16;
+    default:
+      return DTypePair::f32_f32;
+  }
+}
+
+}  // namespace
+
+NonfiniteNorm::NonfiniteNorm(const char* operation, double norm)
+    : std::runtime_error(std::string(operation) + ": grads: expected a finite norm, got " +
+                         (std::isnan(norm) ? "nan" : "inf") +
+                         ". Nothing was changed: look for the loss that overflowed, or leave such steps out with "
+                         "on_nonfinite=\"skip\".") {}
+
+void StepPlan::check(const StepTensor& tensor, const char* const* state_names, StateSet states, std::int64_t group,
+                     std::int64_t index) {
+  const TensorView& param = tensor.param;
+  const Argument param_argument{operation_, "params", index, group};
+  const Backend& backend = backend_for(param.device, param_argument);
+  if (backend_ == nullptr) {
+    backend_ = &backend;
+    device_ = param.device;
+    if (job_.deferred && !backend.defers) {
+      refuse_value({operation_, "capturable"}, "parameters on a CUDA device", "some in CPU memory",
+                   "Leave it False: there is no graph to capture on the CPU.");
+    }
+  } else if (param.device != device_) {
+    refuse_value(param_argument, "the device of the first parameter", "another one", "Make one step for each device.");
+  }
+  if (param.dtype != DType::float32 && param.dtype != DType::float64) {
+    refuse_type(param_argument, "float32 or float64", name_of(param.dtype),
+                "Keep a float32 copy of the parameters: 16 bits are too few to add small updates to.");
+  }
+  check_writable(param, param_argument);
+  overlaps_.writes(param, param_argument);
+
+  const Argument grad_argument{operation_, "grads", index, group};
+  check_like(tensor.grad, param, grad_argument);
+  if (tensor.grad.dtype != param.dtype && !(is_half(tensor.grad.dtype) && param.dtype == DType::float32)) {
+    refuse_type(grad_argument,
+                param.dtype == DType::float32 ? "float32, bfloat16 or float16 as its parameter is float32"
+                                              : "float64 as its parameter is",
+                name_of(tensor.grad.dtype));
+  }
+  if (job_.clipping.rewrite_grads) {
+    check_writable(tensor.grad, grad_argument);
+    overlaps_.writes(tensor.grad, grad_argument);
+  } else {
+    overlaps_.reads(tensor.grad, grad_argument);
+  }
+
+  for (int k = 0; k < kMaxStates; ++k) {
+    if (!uses(states, k)) continue;
+    const TensorView& state = tensor.states[k];
+    const Argument argument{operation_, state_names[k], index, group};
+    check_like(state, param, argument);
+    if (state.dtype != param.dtype) {
+      refuse_type(argument, std::string(name_of(param.dtype)) + " as its parameter is", name_of(state.dtype));
+    }
+    check_writable(state, argument);
+    overlaps_.writes(state, argument);
+  }
+
+  if (tensor.step_count.data != nullptr) {
+    const Argument argument{operation_, "steps", index, group};
+    check_writable(tensor.step_count, argument);
+    overlaps_.writes(tensor.step_count, argument);
+    if (job_.deferred) {
+      if (tensor.step_count.device != param.device) {
+        refuse_value(argument, "a count on the device of its parameter", "one on another device",
+                     "capturable=True keeps it there.");
+      }
+    } else {
+      job_.step_counts.push_back(tensor.step_count);
+    }
+  } else if (job_.deferred) {
+    refuse_value({operation_, "steps", -1, group}, "a tensor for each count on the device", "numbers");
+  }
+}
+
+void StepPlan::check_can_defer() {
+  if (job_.clipping.on_nonfinite != OnNonfinite::raise) return;
+  refuse_value({operation_, "on_nonfinite"}, "\"skip\" or \"propagate\" with capturable=True", "\"raise\"",
+               "The host, which would raise, does not wait for the norm.");
+}
+
+void StepPlan::check_together() {
+  overlaps_.check();
+  if (!job_.deferred || backend_ == nullptr) return;
+  const DeferredStep& deferred = *job_.deferred;
+  const auto check_scalar = [&](const TensorView& view, const char* name, std::int64_t group) {
+    const Argument argument{operation_, name, -1, group};
+    if (view.data == nullptr) return;
+    if (view.numel != 1) refuse_value(argument, "one element", "shape " + describe_shape(view));
+    if (view.dtype != DType::float32 && view.dtype != DType::float64) {
+      refuse_type(argument, "float32 or float64", name_of(view.dtype));
+    }
+    if (view.device != device_) refuse_value(argument, "the device of the parameters", "another one");
+  };
+  check_scalar(deferred.grad_scale, "grad_scale", -1);
+  check_scalar(deferred.found_inf, "found_inf", -1);
+  check_scalar(deferred.norm, "norm", -1);
+  check_scalar(deferred.skipped, "skipped", -1);
+  for (std::size_t g = 0; g < deferred.lr.size(); ++g) {
+    check_scalar(deferred.lr[g], "lr", deferred.lr.size() == 1 ? -1 : static_cast<std::int64_t>(g));
+  }
+}
+
+void StepPlan::defer_coefficients(const StepTensor& tensor, std::size_t bytes, std::int64_t group) {
+  last_coefficients_ = job_.coefficients.size();
+  job_.coefficients.resize(last_coefficients_ + (bytes + 15) / 16 * 16);
+  job_.deferred->tensors.push_back({tensor.step_count, static_cast<std::int32_t>(group < 0 ? 0 : group),
+                                    tensor.param.dtype, static_cast<std::int64_t>(last_coefficients_)});
+}
+
+bool StepPlan::reuses_coefficients(const StepTensor& tensor, const void* options) {
+  const bool same = options == last_options_ && tensor.step == last_step_ && tensor.param.dtype == last_dtype_;
+  last_options_ = options;
+  last_step_ = tensor.step;
+  last_dtype_ = tensor.param.dtype;
+  return same;
+}
+
+void StepPlan::push(int variant, bool maximize, const StepTensor& tensor, StateSet states, std::int64_t group,
+                    std::int64_t index) {
+  UpdateBatch& batch = batch_for(variant, pair_of(tensor.param.dtype, tensor.grad.dtype), maximize);
+  const TensorView* views[kMaxOperands] = {&tensor.param, &tensor.grad};
+  int operands[kMaxOperands] = {0, 1};
+  int num_views = 2;
+  UpdateTensor& update = batch.tensors.back();
+  update.operand[0] = tensor.param.data;
+  update.operand[1] = tensor.grad.data;
+  for (int k = 0; k < kMaxStates; ++k) {
+    if (!uses(states, k)) continue;
+    update.operand[2 + k] = tensor.states[k].data;
+    operands[num_views] = 2 + k;
+    views[num_views++] = &tensor.states[k];
+  }
+  update.layout = layouts_.layout_of(views, operands, num_views, {operation_, "params", index, group});
+  update.coefficients = static_cast<std::int64_t>(last_coefficients_);
+  UpdateTensor end{};
+  end.begin = update.begin + tensor.param.numel;
+  batch.tensors.push_back(end);
+
+  if (job_.clipping.needs_norm() || job_.clipping.rewrite_grads)
+    grads_.add(tensor.grad, {operation_, "grads", index, group});
+}
+
+UpdateBatch& StepPlan::batch_for(int variant, DTypePair dtypes, bool maximize) {
+  for (UpdateBatch& batch : job_.batches) {
+    if (batch.variant == variant && batch.dtypes == dtypes && batch.maximize == maximize) return batch;
+  }
+  job_.batches.push_back({variant, dtypes, maximize, {UpdateTensor{}}});
+  return job_.batches.back();
+}
+
+StepResult StepPlan::run(const Stream& stream) {
+  // Without parameters there is nothing to do but to say what the norm of nothing is.
+  const Backend& backend = backend_ != nullptr ? *backend_ : backend_for(stream.device, {operation_, "params"});
+  if (backend_ == nullptr) job_.deferred.reset();
+  job_.grads = grads_.job();
+  return backend.step(job_, stream);
+}
+
+}  // namespace fusestep

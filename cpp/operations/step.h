@@ -1,0 +1,148 @@
+// One step of an optimizer over any number of groups of tensors: norm, clip, update. Everything is checked while the
+// plan is made; running it cannot fail half-way.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "backend/backend.h"
+#include "tensors/check.h"
+#include "operations/grads.h"
+#include "tensors/layout.h"
+#include "tensors/overlap.h"
+
+namespace fusestep {
+
+// One parameter of a group.
+struct StepTensor {
+  TensorView param;
+  TensorView grad;
+  TensorView states[kMaxStates];  // those that the variant uses
+  TensorView step_count;          // data == nullptr: the caller counts
+  double step = 1;                // 1-based number of this step
+};
+
+class StepPlan {
+ public:
+  // Of one parameter: itself, its gradient, its states, its step count.
+  static constexpr std::size_t kMaxArrays = 3 + kMaxStates;
+
+  StepPlan(const char* operation, const Clipping& clipping) : operation_(operation) {
+    job_.operation = operation;
+    job_.clipping = clipping;
+  }
+
+  // Adds parameter `index` of group `group` (-1: the only group) under the optimizer O. Refuses what cannot be done.
+  template <class O>
+  void add(const typename O::Options& options, const StepTensor& tensor, std::int64_t group, std::int64_t index) {
+    constexpr int kFirstVariant = first_variant<O>();
+    const int variant = O::variant(options);
+    const StateSet states = states_of<O>(options);
+    check(tensor, O::kStateNames, states, group, index);
+    if (job_.deferred) {
+      defer_coefficients(tensor, sizeof(decltype(O::template prepare<double>(options, 1))), group);
+    }
+    if (tensor.param.numel == 0) return;
+    if (!job_.deferred && !reuses_coefficients(tensor, &options)) {
+      if (tensor.param.dtype == DType::float32) {
+        push_coefficients(O::template prepare<float>(options, tensor.step));
+      } else {
+        push_coefficients(O::template prepare<double>(options, tensor.step));
+      }
+    }
+    push(kFirstVariant + variant, options.maximize, tensor, states, group, index);
+  }
+
+  // Makes this a deferred step of the optimizer O. To be called before the first add; so is defer_group, in the order
+  // of the groups.
+  template <class O>
+  void defer(const DeferredStep& scalars) {
+    job_.deferred = scalars;
+    job_.deferred->optimizer = position_of<O>(Optimizers{});
+    check_can_defer();
+  }
+  template <class Options>
+  void defer_group(const Options& options, const TensorView& lr) {
+    const auto* bytes = reinterpret_cast<const unsigned char*>(&options);
+    job_.deferred->options.insert(job_.deferred->options.end(), bytes, bytes + sizeof options);
+    job_.deferred->lr.push_back(lr);
+  }
+
+  // Makes room for the arrays of so many more parameters. Vectors that grow by doubling would need three times as much.
+  void reserve(std::size_t params) { overlaps_.reserve(params * kMaxArrays); }
+
+  // What can only be said of all together: memory that is written and reached a second time is refused, and scalars on
+  // another device. To be called after the last add.
+  void check_together();
+
+  // Where all parameters are: the CPU where there are none.
+  Device device() const { return device_; }
+
+  // On a stream of that device. On the CPU it throws NonfiniteNorm and nothing else.
+  StepResult run(const Stream& stream);
+
+  // The states that the options ask for.
+  template <class O>
+  static StateSet states_of(const typename O::Options& options) {
+    return states_of_variant(typename O::Variants{}, O::variant(options));
+  }
+
+ private:
+  template <class O>
+  static constexpr int first_variant() {
+    int first = 0;
+    bool found = false;
+    for_each_type(Optimizers{}, [&]<class Other>(TypeList<Other>) {
+      found = found || __is_same(O, Other);
+      if (!found) first += Other::Variants::size;
+    });
+    return first;
+  }
+
+  template <class... Variants>
+  static StateSet states_of_variant(TypeList<Variants...>, int variant) {
+    constexpr StateSet states[] = {Variants::kStates...};
+    return states[variant];
+  }
+
+  template <class O, class... Os>
+  static int position_of(TypeList<Os...>) {
+    int position = -1;
+    int i = 0;
+    ((position = __is_same(O, Os) ? i : position, ++i), ...);
+    return position;
+  }
+
+  template <class C>
+  void push_coefficients(const C& coefficients) {
+    const std::size_t rounded = (sizeof(C) + 15) / 16 * 16;
+    last_coefficients_ = job_.coefficients.size();
+    job_.coefficients.resize(job_.coefficients.size() + rounded);
+    std::memcpy(job_.coefficients.data() + last_coefficients_, &coefficients, sizeof(C));
+  }
+
+  void check(const StepTensor& tensor, const char* const* state_names, StateSet states, std::int64_t group,
+             std::int64_t index);
+  void check_can_defer();
+  void defer_coefficients(const StepTensor& tensor, std::size_t bytes, std::int64_t group);
+  bool reuses_coefficients(const StepTensor& tensor, const void* options);
+  void push(int variant, bool maximize, const StepTensor& tensor, StateSet states, std::int64_t group,
+            std::int64_t index);
+  UpdateBatch& batch_for(int variant, DTypePair dtypes, bool maximize);
+
+  const char* operation_;
+  const Backend* backend_ = nullptr;
+  Device device_{kDeviceCpu, 0};
+  StepJob job_;
+  LayoutStore layouts_;
+  GradList grads_;  // filled where the norm or rewriting needs it
+  OverlapCheck overlaps_;
+
+  std::size_t last_coefficients_ = 0;
+  const void* last_options_ = nullptr;
+  double last_step_ = 0;
+  DType last_dtype_ = DType::float32;
+};
+
+}  // namespace fusestep

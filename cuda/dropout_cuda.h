@@ -1,9 +1,0 @@
-#pragma once
-
-#include "backend.h"
-
-namespace fusestep::cuda {
-
-void run_dropout(const DropoutJob&, const Stream&);
-
-}  // namespace fusestep::cuda
