@@ -32,6 +32,7 @@ wheel: $(VENV)/.ready
 	tools/check_wheel.sh dist/fusestep-*.whl
 
 lint: $(BUILD)/.installed
+	$(BIN)/python tools/check_rooms.py
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'cpp/*.h' 'cpp/*.cpp' 'cuda/*.h' 'cuda/*.cu' 'tests/cpp/*.cpp' 'tests/cuda/emulation/*' 'bench/*.cpp')

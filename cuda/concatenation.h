@@ -9,6 +9,7 @@
 
 #include "backend/backend.h"
 #include "cuda/memory.h"
+#include "jobs/slices.h"
 
 namespace fusestep::cuda {
 

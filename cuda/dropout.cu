@@ -1,7 +1,7 @@
 // Plain dropout, with or without a residual to add to. A thread takes eight neighbours, those that share a Philox call.
+#include "cuda/concatenation.h"
 #include "cuda/dropout.h"
 #include "cuda/launch.h"
-#include "cuda/concatenation.h"
 #include "cuda/values.h"
 
 namespace fusestep::cuda {

@@ -2,13 +2,13 @@
 // is read twice, the second time from the cache; nothing is kept between, so that a row may have any length.
 #include <cmath>
 
-#include "cpu/masked_softmax.h"
 #include "cuda/launch.h"
 #include "cuda/masked_softmax.h"
-#include "jobs/masked_softmax.h"
-#include "math/attention/score.h"
 #include "cuda/memory.h"
 #include "cuda/values.h"
+#include "jobs/masked_softmax.h"
+#include "jobs/softmax_blocks.h"
+#include "math/attention/score.h"
 
 namespace fusestep::cuda {
 namespace {

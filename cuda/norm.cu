@@ -4,6 +4,7 @@
 #include "cuda/launch.h"
 #include "cuda/step.h"
 #include "cuda/values.h"
+#include "jobs/slices.h"
 
 namespace fusestep::cuda {
 namespace {

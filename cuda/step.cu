@@ -2,9 +2,10 @@
 // whatever their number.
 #include <cmath>
 
+#include "backend/step_on_host.h"
 #include "cuda/errors.h"
 #include "cuda/step.h"
-#include "backend/step_on_host.h"
+#include "jobs/slices.h"
 
 namespace fusestep::cuda {
 

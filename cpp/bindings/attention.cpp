@@ -4,10 +4,10 @@
 #include <optional>
 #include <string>
 
-#include "operations/attention_backward.h"
 #include "bindings/attention_options.h"
 #include "bindings/functions.h"
 #include "bindings/tensor.h"
+#include "operations/attention_backward.h"
 
 namespace fusestep {
 

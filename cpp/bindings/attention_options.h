@@ -3,8 +3,8 @@
 
 #include <pybind11/pybind11.h>
 
-#include "operations/attention.h"
 #include "bindings/tensor.h"
+#include "operations/attention.h"
 
 namespace fusestep {
 

@@ -4,13 +4,13 @@
 #include <limits>
 #include <string>
 
+#include "backend/dispatch.h"
 #include "bindings/clipping.h"
 #include "bindings/functions.h"
 #include "bindings/lists.h"
 #include "bindings/options.h"
 #include "bindings/tensor.h"
 #include "tensors/check_view.h"
-#include "backend/dispatch.h"
 #include "tensors/overlap.h"
 
 namespace fusestep {

@@ -7,11 +7,12 @@
 #include "bindings/functions.h"
 #include "bindings/lists.h"
 #include "bindings/tensor.h"
-#include "tensors/check_view.h"
 #include "cpu/kernel_table.h"
 #include "cpu/slices.h"
-#include "threads/threads.h"
+#include "jobs/slices.h"
+#include "tensors/check_view.h"
 #include "tensors/view_layout.h"
+#include "threads/threads.h"
 
 namespace fusestep {
 

@@ -1,7 +1,7 @@
 // The extension module: a list of what it is made of.
+#include "backend/dispatch.h"
 #include "bindings/functions.h"
 #include "tensors/check.h"
-#include "backend/dispatch.h"
 
 PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   using namespace fusestep;

@@ -3,12 +3,12 @@
 #include <string>
 #include <vector>
 
+#include "backend/dispatch.h"
 #include "bindings/clipping.h"
 #include "bindings/functions.h"
 #include "bindings/lists.h"
 #include "bindings/options.h"
 #include "bindings/tensor.h"
-#include "backend/dispatch.h"
 #include "math/optim/all.h"
 #include "operations/step.h"
 

@@ -8,8 +8,8 @@
 #include <cstdint>
 #include <string>
 
-#include "tensors/check.h"
 #include "math/optim/options.h"
+#include "tensors/check.h"
 
 namespace fusestep {
 

@@ -1,7 +1,7 @@
 // fusestep._core: what was compiled, what was chosen, how many threads.
+#include "backend/dispatch.h"
 #include "bindings/functions.h"
 #include "bindings/options.h"
-#include "backend/dispatch.h"
 #include "threads/threads.h"
 
 namespace fusestep {

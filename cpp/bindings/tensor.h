@@ -7,9 +7,9 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "bindings/dlpack.h"
 #include "tensors/check.h"
 #include "tensors/view.h"
-#include "bindings/dlpack.h"
 
 namespace fusestep {
 

@@ -1,8 +1,8 @@
 // Attention on the CPU: sharing the blocks of a job out among threads.
 #pragma once
 
-#include "jobs/attention.h"
 #include "backend/backend.h"
+#include "jobs/attention.h"
 
 namespace fusestep {
 

@@ -1,7 +1,6 @@
-#include "cpu/attention.h"
-
 #include <algorithm>
 
+#include "cpu/attention.h"
 #include "cpu/kernel_table.h"
 #include "threads/threads.h"
 

@@ -2,11 +2,12 @@
 
 #include <cmath>
 
+#include "backend/step_on_host.h"
 #include "cpu/attention.h"
 #include "cpu/kernel_table.h"
 #include "cpu/masked_softmax.h"
 #include "cpu/slices.h"
-#include "backend/step_on_host.h"
+#include "jobs/slices.h"
 
 namespace fusestep {
 

@@ -1,13 +1,17 @@
-// The table that each CPU instruction set fills with its kernels: one slice of a job each. cpu_backend.cpp shares the
+// The table that each CPU instruction set fills with its kernels: one slice of a job each. cpu/backend.cpp shares the
 // slices out among threads.
 #pragma once
 
-#include "backend/backend.h"
+#include "jobs/attention.h"
+#include "jobs/dropout.h"
+#include "jobs/grads.h"
+#include "jobs/masked_softmax.h"
+#include "jobs/step.h"
 
 namespace fusestep {
 
 struct UpdateJob {
-  const UpdateTensor* tensors;  // [num_tensors], then one more whose begin is the end of the line
+  const UpdateTensor* tensors;  // [num_tensors], then one more, whose begin is numel
   std::int64_t num_tensors;
   std::int64_t numel;
   const unsigned char* coefficients;
@@ -78,7 +82,7 @@ struct CpuKernels {
   void (*attention_backward)(const AttentionBackwardJob&, std::int64_t unit);
   void (*attention_grad_mask)(const AttentionBackwardJob&, std::int64_t unit);
 
-  // Rows [first, last) of a masked softmax; one block of its backward pass (cpu_masked_softmax.h); one row of the
+  // Rows [first, last) of a masked softmax; one block of its backward pass (jobs/softmax_blocks.h); one row of the
   // mask's gradient from the parts that the blocks have left.
   void (*softmax_forward)(const SoftmaxJob&, std::int64_t first, std::int64_t last);
   void (*softmax_backward)(const SoftmaxBackwardJob&, std::int64_t block);

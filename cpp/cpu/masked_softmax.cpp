@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "cpu/kernel_table.h"
+#include "jobs/softmax_blocks.h"
 #include "threads/threads.h"
 
 namespace fusestep {

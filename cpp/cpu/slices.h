@@ -1,16 +1,16 @@
-// Running the slices of a job (backend.h) on several threads.
+// Running the slices of a job (jobs/slices.h) on several threads.
 #pragma once
 
 #include <algorithm>
 
-#include "backend/backend.h"
+#include "jobs/slices.h"
 #include "threads/threads.h"
 
 namespace fusestep {
 
-// body(slice) for every slice of a line of `numel` elements. A thread claims neighbouring slices together, up to a
-// million elements: the longer it walks on in memory, the better the hardware prefetches. With eight claims a thread
-// nobody waits long for the last one.
+// body(slice) for every slice of `numel` elements. A thread claims neighbouring slices together, up to a million
+// elements: the longer the memory that it visits in order, the better the hardware prefetches. With eight claims a
+// thread nobody waits long for the last one.
 template <class Body>
 void for_each_slice(std::int64_t numel, const Body& body) {
   const std::int64_t count = slices(numel);

@@ -4,9 +4,9 @@
 #include <cmath>
 #include <string>
 
+#include "backend/dispatch.h"
 #include "operations/attention_checks.h"
 #include "tensors/check_view.h"
-#include "backend/dispatch.h"
 #include "tensors/view_layout.h"
 
 namespace fusestep {

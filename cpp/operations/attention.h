@@ -6,8 +6,8 @@
 #include <optional>
 #include <vector>
 
-#include "jobs/attention.h"
 #include "backend/backend.h"
+#include "jobs/attention.h"
 #include "tensors/check.h"
 #include "tensors/overlap.h"
 #include "tensors/view.h"

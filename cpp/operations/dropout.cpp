@@ -2,8 +2,8 @@
 
 #include <string>
 
-#include "tensors/check_view.h"
 #include "backend/dispatch.h"
+#include "tensors/check_view.h"
 #include "tensors/overlap.h"
 #include "tensors/view_layout.h"
 
@@ -40,7 +40,7 @@ DropoutPlan::DropoutPlan(const char* operation, const TensorView& x, const Tenso
   job_.input = x.data;
   job_.residual = residual != nullptr ? residual->data : nullptr;
   job_.out = out.data;
-  job_.layout = layouts_.layout_of(views, operands, residual != nullptr ? 3 : 2, x_argument, Walk::c_order);
+  job_.layout = layouts_.layout_of(views, operands, residual != nullptr ? 3 : 2, x_argument, ElementOrder::c_order);
   job_.numel = x.numel;
   job_.dtype = x.dtype;
   job_.rule = rule;

@@ -3,8 +3,8 @@
 
 #include <vector>
 
-#include "operations/attention.h"
 #include "jobs/masked_softmax.h"
+#include "operations/attention.h"
 
 namespace fusestep {
 

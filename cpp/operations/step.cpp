@@ -3,8 +3,8 @@
 #include <cmath>
 #include <string>
 
-#include "tensors/check_view.h"
 #include "backend/dispatch.h"
+#include "tensors/check_view.h"
 #include "tensors/view_layout.h"
 
 namespace fusestep {

@@ -7,8 +7,8 @@
 #include <cstring>
 
 #include "backend/backend.h"
-#include "tensors/check.h"
 #include "operations/grads.h"
+#include "tensors/check.h"
 #include "tensors/layout.h"
 #include "tensors/overlap.h"
 

@@ -11,8 +11,8 @@ namespace fusestep {
 
 namespace {
 
-bool all_flat(const TensorView* const* views, int num_views, Walk walk) {
-  if (!(walk == Walk::memory ? is_dense(*views[0]) : is_contiguous(*views[0]))) return false;
+bool all_flat(const TensorView* const* views, int num_views, ElementOrder order) {
+  if (!(order == ElementOrder::memory ? is_dense(*views[0]) : is_contiguous(*views[0]))) return false;
   return std::all_of(views + 1, views + num_views, [&](const TensorView* v) { return same_strides(*views[0], *v); });
 }
 
@@ -26,15 +26,15 @@ std::int64_t stride_of(const TensorView& view, int dim) {
 }  // namespace
 
 const StridedLayout* LayoutStore::layout_of(const TensorView* const* views, const int* operands, int num_views,
-                                            const Argument& argument, Walk walk) {
-  if (all_flat(views, num_views, walk)) return nullptr;
+                                            const Argument& argument, ElementOrder order) {
+  if (all_flat(views, num_views, order)) return nullptr;
 
   const TensorView& first = *views[0];
   std::vector<int> dims;  // those that matter, the outermost first
   for (int d = 0; d < first.ndim; ++d) {
     if (first.shape[d] != 1) dims.push_back(d);
   }
-  if (walk == Walk::memory) {
+  if (order == ElementOrder::memory) {
     std::stable_sort(dims.begin(), dims.end(),
                      [&](int a, int b) { return std::abs(stride_of(first, a)) > std::abs(stride_of(first, b)); });
   }

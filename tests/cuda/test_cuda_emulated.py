@@ -23,9 +23,7 @@ pytestmark = pytest.mark.skipif(
 
 def run(*arguments):
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests/support")}
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """A pytest plugin that does fusestep._core's work on a CUDA device: arrays go there, and their memory comes back.
 
-So the tests written for the CPU run on the device unchanged: `python -m pytest -p on_gpu tests/ops/test_norm_clip.py` with
-PYTHONPATH=tests/support. test_gpu.py does so.
+So the tests written for the CPU run on the device unchanged:
+`PYTHONPATH=tests/support python -m pytest -p on_gpu tests/ops/test_norm_clip.py`. test_gpu.py does so.
 """
 
 from __future__ import annotations

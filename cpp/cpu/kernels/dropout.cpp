@@ -3,6 +3,7 @@
 
 #include "cpu/kernels/kernels.h"
 #include "cpu/kernels/slice.h"
+#include "jobs/slices.h"
 
 namespace fusestep::FUSESTEP_ISA {
 namespace {

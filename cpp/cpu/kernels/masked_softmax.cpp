@@ -7,7 +7,7 @@
 #include "cpu/kernels/attention/store.h"
 #include "cpu/kernels/attention/tiles.h"
 #include "cpu/kernels/kernels.h"
-#include "cpu/masked_softmax.h"
+#include "jobs/softmax_blocks.h"
 #include "math/attention/dropout.h"
 #include "math/attention/score.h"
 #include "threads/scratch.h"

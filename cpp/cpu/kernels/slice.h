@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "cpu/kernel_table.h"
+#include "jobs/slices.h"
 #include "math/lowp.h"
 #include "simd/vec.h"
 

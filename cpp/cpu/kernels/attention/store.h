@@ -3,8 +3,8 @@
 
 #include <cstdint>
 
-#include "jobs/attention.h"
 #include "cpu/kernels/attention/tiles.h"
+#include "jobs/attention.h"
 #include "simd/vec.h"
 
 namespace fusestep::FUSESTEP_ISA {

@@ -1,0 +1,24 @@
+// A list of gradients that is read (norm) or rewritten (scale, clamp).
+#pragma once
+
+#include <cstdint>
+
+#include "tensors/strided_layout.h"
+#include "tensors/view.h"
+
+namespace fusestep {
+
+struct GradTensor {
+  void* data;
+  const StridedLayout* layout;
+  std::int64_t begin;
+  DType dtype;
+};
+
+struct GradJob {
+  const GradTensor* tensors;  // [num_tensors], then one more, whose begin is numel
+  std::int64_t num_tensors;
+  std::int64_t numel;
+};
+
+}  // namespace fusestep

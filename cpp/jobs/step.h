@@ -1,0 +1,73 @@
+// A step of an optimizer: what is updated, with which coefficients, and how the gradients are clipped.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "jobs/clipping.h"
+#include "jobs/grads.h"
+#include "math/optim/all.h"
+#include "tensors/strided_layout.h"
+#include "tensors/view.h"
+
+namespace fusestep {
+
+// One tensor of an update: operands are parameter, gradient, states.
+struct UpdateTensor {
+  void* operand[kMaxOperands];
+  const StridedLayout* layout;  // nullptr: all operands are flat and lie alike
+  std::int64_t begin;           // where its elements start among those of all tensors
+  std::int64_t coefficients;    // byte offset into the job's coefficients
+};
+
+// The dtypes of (parameter, gradient) that updates are compiled for.
+enum class DTypePair { f32_f32, f32_bf16, f32_f16, f64_f64 };
+inline constexpr int kDTypePairs = 4;
+
+// Tensors that one kernel serves with one sign of the gradient.
+struct UpdateBatch {
+  int variant;  // in UpdateVariants
+  DTypePair dtypes;
+  bool maximize;
+  std::vector<UpdateTensor> tensors;  // and one more, whose begin is their number of elements
+};
+
+// The coefficients of a parameter whose step count is on the device.
+struct PreparedTensor {
+  TensorView count;  // of the steps before this one; goes up by one when the step is applied
+  std::int32_t group;
+  DType dtype;                // of the parameter
+  std::int64_t coefficients;  // byte offset: room for Update::Coefficients<T>, to be filled on the device
+};
+
+// What a step reads and writes on the device when it runs, so that the host does not wait and a CUDA graph can hold
+// it. Scalars are 0-dim tensors of float32 or float64; data == nullptr: not given.
+struct DeferredStep {
+  int optimizer;                       // in Optimizers
+  std::vector<unsigned char> options;  // O::Options of each group
+  std::vector<TensorView> lr;          // of each group, in place of that of its options
+  std::vector<PreparedTensor> tensors;
+  TensorView grad_scale;  // in place of the clipping's
+  TensorView found_inf;   // the step is left out where it is not 0
+  TensorView norm;        // takes the norm, where there is one
+  TensorView skipped;     // goes up by one where the step is left out
+};
+
+// A step of an optimizer; without batches it is clipping alone.
+struct StepJob {
+  const char* operation;
+  std::vector<UpdateBatch> batches;
+  std::vector<unsigned char> coefficients;  // Update::Coefficients<T>, one for each distinct (group, step)
+  GradJob grads;                            // filled where the clipping needs the norm or rewrites
+  Clipping clipping;
+  std::vector<TensorView> step_counts;  // 0-dim, in host memory: those that go up by one when the step is applied
+  std::optional<DeferredStep> deferred;
+};
+
+struct StepResult {
+  std::optional<double> norm;  // before clipping, where clipping or on_nonfinite needed it
+  bool applied;
+};
+
+}  // namespace fusestep

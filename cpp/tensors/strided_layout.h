@@ -1,0 +1,21 @@
+// Tensors of one shape that lie differently in memory, visited together.
+#pragma once
+
+#include <cstdint>
+
+#include "math/optim/options.h"
+
+namespace fusestep {
+
+inline constexpr int kMaxDims = 16;
+inline constexpr int kMaxOperands = 2 + kMaxStates;  // parameter, gradient, states
+
+// Dimensions are merged where all operands allow it, and ordered so that the first operand is visited as contiguously
+// as it can be.
+struct StridedLayout {
+  int ndim;
+  std::int64_t shape[kMaxDims];
+  std::int64_t strides[kMaxOperands][kMaxDims];  // in elements
+};
+
+}  // namespace fusestep
