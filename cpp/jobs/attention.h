@@ -1,5 +1,5 @@
-// What the attention kernels run on: pointers and strides of checked tensors, the list of sequences, the options as the
-// formulas want them. The same for every backend.
+// The arguments of the attention kernels: pointers and strides of checked tensors, the list of sequences, the options
+// in the form that the formulas use. The same for every backend.
 #pragma once
 
 #include <cstdint>
@@ -12,12 +12,12 @@ namespace fusestep {
 
 inline constexpr std::int64_t kMaxHeadDim = 256;
 
-// Queries that are worked on together. Blocks count from the start of their sequence, whoever computes them: the bits
-// of the result follow from the partition.
+// Queries that one block holds. Blocks are counted from the start of their sequence, on any number of threads: the bits
+// of the result depend on the partition alone.
 inline constexpr std::int64_t kQueryBlock = 64;
 
-// An array of (batch, head, row, column); strides in elements. One that is packed has a batch stride of 0: its
-// sequences are told apart by their first rows.
+// An array of (batch, head, row, column); strides in elements. A packed one has a batch stride of 0: its sequences
+// differ in their first rows.
 struct HeadTensor {
   void* data;  // nullptr: there is none
   std::int64_t batch;
@@ -29,7 +29,7 @@ struct HeadTensor {
   std::int64_t offset(std::int64_t b, std::int64_t h) const { return b * batch + h * head; }
 };
 
-// Sequences lie side by side in a batch, or one after the other when they are packed.
+// Sequences are the rows of a batch, or follow each other along the rows of one array when they are packed.
 struct AttentionSequence {
   std::int64_t batch;        // its number: dropout, ALiBi and HeadTensor::batch count by it
   std::int64_t query_begin;  // its first row among the queries: 0 in a batch
@@ -37,7 +37,8 @@ struct AttentionSequence {
   std::int64_t queries;
   std::int64_t keys;  // rows that it has; band.keys of them take part
   Band band;
-  std::int64_t first_block;  // where its query blocks begin in the list of all: heads * ceil(queries / kQueryBlock)
+  std::int64_t
+      first_block;  // its first one in the list of all query blocks; it has heads * ceil(queries / kQueryBlock)
 };
 
 struct AttentionJob {

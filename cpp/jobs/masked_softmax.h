@@ -1,4 +1,4 @@
-// What the masked softmax runs on. The same for every backend.
+// The arguments of the masked softmax kernels. The same for every backend.
 #pragma once
 
 #include <cstdint>

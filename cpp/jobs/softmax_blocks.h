@@ -15,7 +15,7 @@ struct SoftmaxPosition {
   std::int64_t query;
 };
 
-// Rows that are worked on together in the backward pass, and summed up to one part of a mask's gradient.
+// Rows of one block of the backward pass. They are summed up to one part of a mask's gradient.
 inline constexpr std::int64_t kSoftmaxBlock = 64;
 
 // The rows of a job, ordered by the row of the mask that they add to: its members are all positions along the

@@ -7,13 +7,6 @@
 
 namespace fusestep {
 
-std::int64_t stride_of(const TensorView& view, int dim) {
-  if (view.strides != nullptr) return view.strides[dim];
-  std::int64_t stride = 1;
-  for (int d = view.ndim - 1; d > dim; --d) stride *= view.shape[d];
-  return stride;
-}
-
 std::string text_of_shape(std::initializer_list<std::int64_t> sizes) {
   TensorView view;
   view.shape = sizes.begin();

@@ -1,4 +1,4 @@
-// What the arrays of attention are checked for one by one.
+// Checks of single arrays of attention.
 #pragma once
 
 #include <cstdint>
@@ -10,9 +10,6 @@
 #include "tensors/view.h"
 
 namespace fusestep {
-
-// In elements, also of a contiguous view.
-std::int64_t stride_of(const TensorView& view, int dim);
 
 // As Python writes it.
 std::string text_of_shape(std::initializer_list<std::int64_t> sizes);

@@ -1,4 +1,4 @@
-// One way to refuse. Every error of the library reads
+// The one way to refuse an argument. Every error of the library reads
 //   operation: argument: expected this, got that. What to do.
 // and is thrown before the first byte is written.
 #pragma once
@@ -15,8 +15,8 @@ struct WrongType : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// Where an argument stands. It holds no string of its own: one is made for each of thousands of tensors a step, and
-// text is built only when something is refused.
+// Names an argument. It owns no string: one is made for each of thousands of tensors in a step, and text is built only
+// when something is refused.
 struct Argument {
   const char* operation;    // "adamw_"
   const char* name;         // "grads"

@@ -16,13 +16,6 @@ bool all_flat(const TensorView* const* views, int num_views, ElementOrder order)
   return std::all_of(views + 1, views + num_views, [&](const TensorView* v) { return same_strides(*views[0], *v); });
 }
 
-std::int64_t stride_of(const TensorView& view, int dim) {
-  if (view.strides != nullptr) return view.strides[dim];
-  std::int64_t stride = 1;
-  for (int d = view.ndim - 1; d > dim; --d) stride *= view.shape[d];
-  return stride;
-}
-
 }  // namespace
 
 const StridedLayout* LayoutStore::layout_of(const TensorView* const* views, const int* operands, int num_views,

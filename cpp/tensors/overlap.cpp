@@ -15,8 +15,8 @@ void OverlapCheck::note(const TensorView& view, const Argument& argument, bool w
 }
 
 void OverlapCheck::sort() {
-  // A step meets mostly the arrays of the step before, in the same places: in the order that was right then, they are
-  // sorted already. It is a guess and no more: any order gives the same answer.
+  // A step mostly gets the arrays of the step before, at the same addresses: the order that sorted them then sorts them
+  // now. The guess saves time only: any order gives the same answer.
   thread_local std::vector<std::uint32_t> order;
   const std::size_t count = regions_.size();
   const auto by_begin = [](const Region& a, const Region& b) { return a.begin < b.begin; };
@@ -34,7 +34,7 @@ void OverlapCheck::sort() {
 
 void OverlapCheck::check() {
   sort();
-  // Walking upwards, a region overlaps an earlier one exactly if it begins before the furthest end so far.
+  // In increasing order, a region overlaps an earlier one exactly if it begins before the largest end so far.
   const Region* furthest = nullptr;
   const Region* furthest_written = nullptr;
   for (const Region& region : regions_) {

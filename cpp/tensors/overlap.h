@@ -1,5 +1,5 @@
-// Refusing memory that is written and reached a second time: in-place kernels run in any order and on any thread, so
-// two ways to the same element would give whatever comes last.
+// Refuses memory that is written and that a second array reaches: in-place kernels visit elements in any order and on
+// any thread, so the result would depend on which access comes last.
 #pragma once
 
 #include <cstdint>
@@ -27,7 +27,7 @@ class OverlapCheck {
   void check();
 
  private:
-  // Small, because thousands are sorted at each step; whose it is stands apart, in arguments_.
+  // Small, because each step sorts thousands of them; the names are kept apart, in arguments_.
   struct Region {
     std::uintptr_t begin;
     std::uintptr_t end;

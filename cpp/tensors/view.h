@@ -1,5 +1,5 @@
-// What every part of the library passes around instead of a tensor: a pointer with its shape, strides, dtype and
-// device. A view owns nothing; whoever made it keeps the memory alive.
+// How the library represents a tensor: a pointer with its shape, strides, dtype and device. A view owns nothing; its
+// maker keeps the memory alive.
 #pragma once
 
 #include <cstdint>

@@ -14,7 +14,7 @@ struct Dim {
   std::int64_t stride;
 };
 
-// The dimensions of more than one element, by growing distance between neighbours.
+// The dimensions of more than one element, by increasing stride.
 std::vector<Dim> moving_dims(const TensorView& view) {
   std::vector<Dim> dims;
   std::int64_t contiguous_stride = 1;
@@ -28,8 +28,9 @@ std::vector<Dim> moving_dims(const TensorView& view) {
   return dims;
 }
 
-// Whether steps in each dimension, not all zero, can lead back to where they began: sum of step * stride = 0 with
-// |step| < size. Depth first from the longest stride; a branch ends as soon as the dimensions below cannot reach back.
+// Whether two different indices have the same address: steps, not all zero, with sum of step * stride = 0 and |step| <
+// size. Depth first from the longest stride; a branch ends as soon as the remaining dimensions cannot bring the sum to
+// zero.
 class ReturnSearch {
  public:
   explicit ReturnSearch(const std::vector<Dim>& dims) : dims_(dims), reach_{0}, divisor_{0} {
@@ -39,7 +40,7 @@ class ReturnSearch {
     }
   }
 
-  // True also when the search grew too long to decide.
+  // True also when the search became too long to decide.
   bool found() { return search(dims_.size(), 0, false); }
 
  private:
@@ -51,7 +52,8 @@ class ReturnSearch {
     if (divisor_[below] != 0 && offset % divisor_[below] != 0) return false;
     const Dim& dim = dims_[below - 1];
     const std::int64_t reach = reach_[below - 1];
-    // |offset + step * stride| <= reach. Of a way and its mirror image one is enough: the first step taken is positive.
+    // |offset + step * stride| <= reach. Steps and their negatives are both solutions: the first non-zero step is
+    // positive.
     const std::int64_t first = std::max(moved ? -(dim.size - 1) : 0, ceil_div(-reach - offset, dim.stride));
     const std::int64_t last = std::min(dim.size - 1, floor_div(reach - offset, dim.stride));
     for (std::int64_t step = first; step <= last; ++step) {
@@ -64,7 +66,7 @@ class ReturnSearch {
   static std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return a / b + (a % b > 0 ? 1 : 0); }
 
   const std::vector<Dim>& dims_;
-  std::vector<std::int64_t> reach_;    // [n]: how far the first n dimensions lead
+  std::vector<std::int64_t> reach_;    // [n]: the largest offset within the first n dimensions
   std::vector<std::int64_t> divisor_;  // [n]: of the strides of the first n dimensions
   int visits_ = 0;
 };
@@ -78,6 +80,13 @@ std::string describe_shape(const TensorView& view) {
     text += std::to_string(view.shape[i]);
   }
   return text + (view.ndim == 1 ? ",)" : ")");
+}
+
+std::int64_t stride_of(const TensorView& view, int dim) {
+  if (view.strides != nullptr) return view.strides[dim];
+  std::int64_t stride = 1;
+  for (int d = view.ndim - 1; d > dim; --d) stride *= view.shape[d];
+  return stride;
 }
 
 bool same_shape(const TensorView& a, const TensorView& b) {
@@ -124,7 +133,7 @@ bool may_self_overlap(const TensorView& view) {
   std::vector<Dim> dims = moving_dims(view);
   // The direction of a dimension does not matter: its elements are the same ones.
   for (Dim& dim : dims) dim.stride = std::abs(dim.stride);
-  // Nested dimensions, as every slice and transpose has them: each step leads over all that lies below.
+  // Nested dimensions, as in every slice and transpose: each stride is longer than all that the smaller ones can reach.
   std::int64_t reach = 0;
   bool nested = true;
   for (const Dim& dim : dims) {

@@ -1,4 +1,5 @@
-// For loops that wait for another thread: lets the CPU's other hardware thread, or its power supply, have the time.
+// For loops that wait for another thread: tells the CPU that this thread is waiting, so that it saves power and gives
+// its execution units to the other hardware thread of the core.
 #pragma once
 
 namespace fusestep {

@@ -21,7 +21,7 @@ namespace {
 
 std::string_view file_name(std::string_view path) { return path.substr(path.rfind('/') + 1); }
 
-// How many libraries have been loaded so far: when it has not grown, searching again cannot find more.
+// How many libraries have been loaded so far. While it does not grow, another search cannot find more.
 std::uint64_t libraries_loaded() {
 #if defined(__APPLE__)
   return _dyld_image_count();
@@ -61,7 +61,7 @@ std::optional<Runtime> runtime_in(void* scope) {
   Dl_info library{};
   Dl_info other{};
   if (!parallel || !max_threads || !in_parallel || !dladdr(parallel, &library)) return std::nullopt;
-  // With two runtimes in one scope the names could come from both: such a mixture is none.
+  // With two runtimes in one scope, names could come from different ones: then this is no runtime.
   for (void* entry : {max_threads, in_parallel})
     if (!dladdr(entry, &other) || other.dli_fbase != library.dli_fbase) return std::nullopt;
   void* fork_call = dlsym(scope, "__kmpc_fork_call");
@@ -83,7 +83,8 @@ Found search() {
   // torch loads its runtime into the global scope, where it wins over all others also for torch itself.
   if (auto runtime = runtime_in(RTLD_DEFAULT)) return {std::move(runtime), true};
 
-  // Else look into libraries that were loaded privately: first through torch, which finds the one torch is bound to.
+  // Otherwise search the libraries that were loaded privately, torch's first: it finds the runtime that torch is bound
+  // to.
   const std::vector<std::string> paths = library_paths();
   for (const std::string_view prefix : {"libtorch_cpu.", "libgomp", "libomp", "libiomp5"})
     for (const std::string& path : paths)
@@ -93,8 +94,8 @@ Found search() {
   return {};
 }
 
-// A search takes locks of the dynamic loader, which a child would find locked for ever if it were forked meanwhile.
-// So fork waits for `searching`, and nobody is inside a search then.
+// A search takes locks of the dynamic loader. If the process forked during a search, they would stay locked in the
+// child for ever. So fork takes `searching` first, and no search runs while the process forks.
 std::mutex searching;
 std::uint64_t searched_at = 0;  // guarded by searching, like every change of the three below
 std::atomic<const Runtime*> known{nullptr};
@@ -116,7 +117,7 @@ void search_if_libraries_were_loaded() {
 [[maybe_unused]] const int fork_handlers = pthread_atfork(
     [] {
       searching.lock();
-      search_if_libraries_were_loaded();  // what is loaded only later, in the child, is as good as new there
+      search_if_libraries_were_loaded();  // a runtime that the child loads later has no threads of the parent
     },
     [] { searching.unlock(); },
     [] {

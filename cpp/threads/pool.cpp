@@ -16,11 +16,11 @@
 namespace fusestep::pool {
 namespace {
 
-// About what it costs to wake a sleeping worker (25 us on a virtual machine, 0.6 us while it still spins): enough to
-// go from the norm of a step to its update without falling asleep, too short to be in anybody's way.
+// About the cost of waking a sleeping worker (25 us on a virtual machine; 0.6 us while it still spins). Long enough to
+// stay awake between the norm of a step and its update, short enough not to take the core from other threads.
 constexpr std::chrono::microseconds spin_time{20};
 
-// Waits until `word` no longer holds `old`: spins a little, then sleeps in the kernel.
+// Waits until `word` differs from `old`: spins for spin_time, then sleeps in the kernel.
 template <class T>
 void wait_for_change(const std::atomic<T>& word, T old) noexcept {
   const auto until = std::chrono::steady_clock::now() + spin_time;
@@ -33,7 +33,7 @@ void wait_for_change(const std::atomic<T>& word, T old) noexcept {
   word.wait(old, std::memory_order_acquire);
 }
 
-// Signals are for the program's own threads: a new thread starts with all of them blocked.
+// Signals must be delivered to the program's own threads: a new thread inherits a mask with all signals blocked.
 class SignalsBlocked {
  public:
   SignalsBlocked() noexcept {
@@ -49,9 +49,9 @@ class SignalsBlocked {
   sigset_t before_;
 };
 
-// One caller at a time offers its work together with a number of seats. A worker that wakes up takes a seat, or goes
-// back to sleep when there is none. When no index is left the caller withdraws the seats nobody took and waits only
-// for the workers that sat down, so a worker that wakes late costs nothing.
+// One caller at a time offers its work with a number of seats. A worker that wakes up takes a seat, or sleeps again
+// when none is left. When all indices are claimed, the caller withdraws the remaining seats and waits only for the
+// workers that took one, so a worker that wakes late costs nothing.
 class Pool {
  public:
   bool run(detail::Work& work, int threads) {
@@ -81,7 +81,7 @@ class Pool {
   }
 
  private:
-  // False when the system gives no more threads: then we make do with those there are.
+  // Returns false when the system refuses another thread: then the existing ones do the work.
   bool start_worker() noexcept {
     try {
       const SignalsBlocked blocked;
@@ -97,7 +97,7 @@ class Pool {
       const std::uint32_t seen = offers_.load(std::memory_order_acquire);
       if (take_seat()) {
         work_->claim_until_none_left();
-        // Below zero until the caller has added the seats taken: only the last one to leave after that finds 1.
+        // The count is negative until the caller has added the seats taken. Only the last worker after that reads 1.
         if (unfinished_.fetch_sub(1, std::memory_order_acq_rel) == 1) unfinished_.notify_one();
       }
       wait_for_change(offers_, seen);
@@ -112,17 +112,17 @@ class Pool {
   }
 
   std::atomic<bool> busy_{false};
-  int workers_ = 0;               // the caller that holds busy_ alone touches it
+  int workers_ = 0;               // only the caller that holds busy_ uses it
   detail::Work* work_ = nullptr;  // written before the seats are offered, read only from a seat
   alignas(64) std::atomic<std::uint32_t> offers_{0};
   alignas(64) std::atomic<int> seats_{0};
   alignas(64) std::atomic<int> unfinished_{0};
 };
 
-// Never destroyed: its threads sleep until the process ends, after static destructors have run.
+// Never destroyed: its threads sleep until the process ends, which is after static destructors have run.
 std::atomic<Pool*> current{nullptr};
 
-// A forked child has none of the threads, and the pool as it was in the middle of anything: it starts with a new one.
+// A forked child has none of the threads, and a copy of the pool in an unknown state: it starts with a new pool.
 [[maybe_unused]] const int fork_handler =
     pthread_atfork(nullptr, nullptr, [] { current.store(nullptr, std::memory_order_relaxed); });
 

@@ -5,8 +5,8 @@
 
 namespace fusestep::pool {
 
-// Runs the work on up to `threads` threads, the caller being one. False, with nothing done, when the pool is at work
-// for another caller.
+// Runs the work on up to `threads` threads, the caller being one. Returns false, with nothing done, while another
+// caller uses the pool.
 bool run(detail::Work& work, int threads);
 
 }  // namespace fusestep::pool

@@ -24,7 +24,7 @@ thread_local Scratch scratch;
 
 void* thread_scratch(std::size_t bytes) {
   if (bytes > scratch.size) {
-    scratch.memory.reset();  // first, so that both are never there at once
+    scratch.memory.reset();  // first, so that the two never exist together
     scratch.size = 0;
     scratch.memory.reset(::operator new(bytes, kAlignment));
     scratch.size = bytes;

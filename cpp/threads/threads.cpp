@@ -31,7 +31,7 @@ int threads_of_environment() {
   return error == std::errc() && ends_well && n > 0 ? std::min(n, max_threads) : 0;
 }
 
-// Read once, at import, as OpenMP runtimes do: reading the environment later races with a thread that changes it.
+// Read once, at import, as OpenMP runtimes do: a later read would race with a thread that changes the environment.
 const int environment_threads = threads_of_environment();
 
 int threads_of_affinity() {
@@ -54,8 +54,8 @@ struct Team {
 
 void run_on_openmp(const openmp::Runtime& runtime, detail::Work& work, int threads) {
   Team team{work, threads};
-  // Always the whole team, as torch does, even where fewer have work: libgomp ends and starts threads whenever the
-  // size of the team changes. Those without a seat go straight to the barrier.
+  // Always the whole team, as torch does, even if fewer threads have work: libgomp ends and starts threads whenever the
+  // size of the team changes. Threads without a seat return at once.
   const unsigned size = threads > runtime.max_threads() ? static_cast<unsigned>(threads) : 0;
   runtime.parallel(
       [](void* shared) {
@@ -91,7 +91,7 @@ void detail::run(std::int64_t count, Task task, const void* body) {
   } else if (runtime && openmp::works_here(*runtime)) {
     run_on_openmp(*runtime, work, threads);
   } else if (!pool::run(work, threads)) {
-    // Another thread has the pool, and with it the cores: working here beats waiting for it.
+    // Another thread uses the pool, and so the cores: working in this thread is faster than waiting.
     work.claim_until_none_left();
   }
 }

@@ -1,12 +1,12 @@
-// Running the pieces of one kernel call on several threads.
+// Runs the parts of one kernel call on several threads.
 //
-// The results never depend on the threads: callers give every index its own output (or its own slot of a partial
-// result that is combined in index order afterwards), so who claims which index is free.
+// Results never depend on the threads: every index has an output of its own, or its own element of a partial result
+// that is combined in index order afterwards. So any thread may take any index.
 //
-// Where torch has loaded an OpenMP runtime, its threads do the work, long or short: they spin for a moment after each
-// operation of torch's, and threads of our own would have to share the cores with them. A region of OpenMP ends when
-// its whole team has come, so where CPUs are shared with other programs it waits for threads that the system is not
-// running (4 to 12 ms were seen), just as torch's own operations do.
+// Where torch has loaded an OpenMP runtime, its threads do the work: they spin for a moment after each operation of
+// torch, and threads of our own would compete with them for the cores. A parallel region of OpenMP ends when all its
+// threads have arrived. On CPUs that are shared with other programs it may wait for a thread that the system is not
+// running (4 to 12 ms were seen), as torch's own operations do.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,8 @@
 
 namespace fusestep {
 
-// The largest count set_num_threads accepts; more is a mistake, and an OpenMP runtime exits when it cannot start them.
+// The largest count that set_num_threads accepts. An OpenMP runtime ends the process when it cannot start its threads,
+// so a count that can only be a mistake must not reach it.
 inline constexpr int max_threads = 1024;
 
 // How many threads the next parallel_for of the calling thread may use, the caller included:
@@ -25,7 +26,7 @@ int num_threads();
 // 1 to max_threads: use that many from now on, in every thread. 0: automatic again.
 void set_num_threads(int n);
 
-// In words, for people: "OpenMP runtime already loaded (libgomp)", "own pool".
+// A description for users: "OpenMP runtime already loaded (libgomp)", "own pool".
 std::string thread_source();
 
 namespace detail {
@@ -34,10 +35,11 @@ void run(std::int64_t count, Task task, const void* body);
 }  // namespace detail
 
 // Runs body(i) once for every i in [0, count) and returns when all have run, with their writes visible to the caller.
-// Indices are claimed in increasing order by up to num_threads() threads, the caller being one. Bodies must not throw.
+// Indices are claimed in increasing order by up to num_threads() threads; the caller is one of them. body must not
+// throw.
 //
 // May be called from several threads at once, and from inside a body or an OpenMP parallel region (then it runs in the
-// calling thread alone). Allocates nothing once the threads are there.
+// calling thread alone). Allocates nothing once the threads exist.
 template <class Body>
 void parallel_for(std::int64_t count, const Body& body) {
   if (count == 1) {

@@ -8,8 +8,8 @@ namespace fusestep {
 
 namespace {
 
-// A turn is a few microseconds to a fraction of a millisecond long. Asleep sooner, and the wake-up (25 us) would be
-// felt; later, and a thread that the system has put aside would keep the CPU from the one that has the turn.
+// A turn lasts a few microseconds to a fraction of a millisecond. With fewer spins, the wake-up (25 us) would add to
+// many waits. With more, a waiting thread would keep the CPU from the thread that has the turn but is not running.
 constexpr int kSpins = 2000;
 
 }  // namespace

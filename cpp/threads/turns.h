@@ -1,17 +1,17 @@
-// Threads that take turns: what is added up in a fixed order has the same bits whoever adds.
+// Threads that add to the same memory in a fixed order, so that the sum has the same bits whichever thread adds what.
 #pragma once
 
 #include <cstdint>
 
 namespace fusestep {
 
-// Returns once the counter stands at `turn`, with everything visible that was written before it was moved there.
+// Returns when the counter equals `turn`. What was written before the counter reached that value is visible then.
 //
-// Never waits for work that nobody does, as long as turns are taken in the order in which the work was claimed: whoever
-// has the turn before claimed earlier and is running.
+// It cannot deadlock if turns follow the order in which work is claimed: the thread with the turn before claimed its
+// work earlier, so it is running.
 void wait_for_turn(const std::uint32_t& counter, std::uint32_t turn) noexcept;
 
-// Moves the counter on by one. Only whoever has the turn may call this.
+// Increments the counter. Only the thread that has the turn may call this.
 void pass_turn(std::uint32_t& counter) noexcept;
 
 }  // namespace fusestep

@@ -1,4 +1,4 @@
-// The work of one parallel_for, and how threads share it out: shared by the borrowed OpenMP runtime and the own pool.
+// The work of one parallel_for, and how threads claim its indices. Both runtimes use it (openmp.h, pool.h).
 #pragma once
 
 #include <atomic>
@@ -19,7 +19,8 @@ struct Work {
 
   Work(std::int64_t n, Task t, const void* b) : task(t), body(b), count(n) {}
 
-  // Relaxed is enough: the counter only hands out indices; what the bodies write is published when threads leave.
+  // Relaxed order is enough: the counter only distributes indices. What the bodies write becomes visible to the caller
+  // when the runtime joins the threads.
   void claim_until_none_left() noexcept {
     const bool was_inside = inside_parallel_for;
     inside_parallel_for = true;
