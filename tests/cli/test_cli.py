@@ -175,13 +175,28 @@ def test_bad_texts(capsys, tmp_path, run_dir):
         ("--accumulate", "0", "an integer >= 1, got 0"),
         ("--eval-every", "0", "an integer >= 1, got 0"),
         ("--seed", "-1", "an integer >= 0, got -1"),
-        ("--device", "cuda", "cpu, got cuda. This machine or this build"),
-        ("--device", "toaster", "cpu, got toaster. This machine or this build"),
+        ("--device", "cuda", "cpu, got cuda. This machine, this torch or this build"),
+        ("--device", "cuda:x", "cpu, got cuda:x. This machine, this torch or this build"),
+        ("--device", "toaster", "cpu, got toaster. This machine, this torch or this build"),
     ],
 )
 def test_bad_values(capsys, run_dir, option, value, message):
     line = fail(capsys, "train", "--run-dir", run_dir, f"{option}={value}")
     assert line.startswith(f"fusestep: train: {option}: expected {message}")
+    assert not run_dir.exists()
+
+
+def test_what_the_kernels_refuse_is_refused_before_anything_is_read(capsys, monkeypatch, text, run_dir):
+    """A device without attention: one line, no text read, no run directory."""
+
+    def refused(self):
+        raise ValueError("attention: query: expected an array in CPU memory, got one elsewhere")
+
+    monkeypatch.setattr("fusestep.models.GPT.check_kernels", refused)
+    monkeypatch.setattr("fusestep.data.read_text", lambda *_: pytest.fail("the text was read"))
+    line = fail(capsys, "train", "--text", text, "--run-dir", run_dir, *TINY)
+    assert "train: --device: cpu cannot train this model. attention: query: expected an array in CPU memory" in line
+    assert "--kernels torch trains there" in line
     assert not run_dir.exists()
 
 

@@ -522,3 +522,54 @@ def test_ctrl_c_in_a_terminal_leaves_a_usable_checkpoint(tmp_path):
     assert main(["train", "--run-dir", str(straight), *small]) == 0
     resumed = [replace(m, seconds=0.0) for m in read_metrics(metrics)]
     assert resumed == [replace(m, seconds=0.0) for m in read_metrics(straight / "metrics.jsonl")]
+
+
+# --- what cannot be trained is refused before anything happens ----------------------------------------------------
+def refused(trainer, batches, kind, message, run_dir):
+    """fit raises that, and has drawn no batch, touched no run directory and changed no parameter."""
+    before = [p.detach().clone() for p in trainer.model.parameters()]
+    with pytest.raises(kind, match=message):
+        trainer.fit(batches)
+    assert not run_dir.exists()
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
+
+
+class NoBatches:
+    def __iter__(self):
+        pytest.fail("a batch was drawn")
+
+
+def test_a_dtype_that_the_optimizer_cannot_take(tmp_path):
+    model = nn.Linear(3, 2, dtype=torch.complex64)
+    optimizer = fusestep.optim.AdamW(model.parameters(), amsgrad=True)
+    trainer = Trainer(model, optimizer, Constant(0.1), TrainConfig(3, run_dir=tmp_path / "run"))
+    refused(trainer, NoBatches(), TypeError, r"AdamW\.step: params\[0\]: expected", tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_check_leaves_the_optimizer_as_it_was(name):
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1).double())
+    optimizer = getattr(fusestep.optim, name)(model.parameters(), **OPTIMIZERS[name])
+    before = optimizer.state_dict()
+    optimizer.check_parameters()
+    assert optimizer.state_dict() == before
+    assert optimizer.grad_norm is None
+
+
+def test_a_module_whose_kernels_cannot_run_here(tmp_path):
+    class Refuses(nn.Linear):
+        def check_kernels(self):
+            raise ValueError("attention: query: expected another device")
+
+    model = nn.Sequential(nn.Linear(3, 3), Refuses(3, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = Trainer(model, optimizer, Constant(0.1), TrainConfig(3, run_dir=tmp_path / "run"))
+    refused(trainer, NoBatches(), ValueError, "expected another device", tmp_path / "run")
+
+
+def test_a_gpt_asks_its_attention(monkeypatch):
+    """A head dim that the kernels do not have."""
+    model = small_runs.model(config=replace(small_runs.SHAPE, width=1028, heads=2))
+    with pytest.raises(ValueError, match="expected a head dim of 1 to 256, got 514"):
+        model.check_kernels()
+    small_runs.model(config=replace(small_runs.SHAPE, width=1028, heads=2, kernels="torch")).check_kernels()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ if TYPE_CHECKING:  # torch is imported when a run starts, so that --help and oth
     import torch
 
     from fusestep.models import GPT
+    from fusestep.optim import FusedOptimizer
     from fusestep.training import StepMetrics
 
 # The rate at which each optimizer trains this model well; a rate is not portable between them.
@@ -138,6 +140,14 @@ def run(options: argparse.Namespace) -> int:
     with as_user_errors(ValueError, OSError):
         settings, saved = _settings(options, run_dir.config)
         device = _device(settings.device)
+        torch.manual_seed(settings.seed)
+        shape = GPTConfig(context=settings.context, dropout=settings.dropout, kernels=settings.kernels)
+        model = GPT(shape).to(device)
+        optimizer = _optimizer(settings, model)
+        # Before anything is read or printed.
+        with _naming_the_device(settings):
+            model.check_kernels()
+            optimizer.check_parameters()
         text = read_text(settings.text)
         config = {
             "settings": asdict(settings),
@@ -151,10 +161,6 @@ def run(options: argparse.Namespace) -> int:
         generator = torch.Generator().manual_seed(settings.seed)
         batches = RandomBatches(train, settings.batch_size, settings.context, generator)
         val_batches = SequentialBatches(val, settings.batch_size, settings.context)
-        torch.manual_seed(settings.seed)
-        shape = GPTConfig(context=settings.context, dropout=settings.dropout, kernels=settings.kernels)
-        model = GPT(shape).to(device)
-        optimizer = _optimizer(settings, model)
         schedule = _schedule(settings)
         baseline = unigram_loss(train, val)
         trainer = Trainer(
@@ -238,14 +244,26 @@ def _settings(options: argparse.Namespace, config: Path) -> tuple[Settings, dict
 def _device(name: str) -> torch.device:
     import torch
 
-    if name == "cpu":
-        return torch.device(name)
-    if name.startswith("cuda") and fusestep.info()["cuda_architectures"] and torch.cuda.is_available():
-        return torch.device(name)
-    refuse("train", "--device", "cpu", name, "This machine or this build of fusestep has no kernels for any other.")
+    usable = ["cpu"]
+    if fusestep.info()["cuda_architectures"] and torch.cuda.is_available():
+        usable += ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    if name not in usable:
+        remedy = "This machine, this torch or this build of fusestep has no other."
+        refuse("train", "--device", " or ".join(usable), name, remedy)
+    return torch.device(name)
 
 
-def _optimizer(settings: Settings, model: torch.nn.Module) -> torch.optim.Optimizer:
+@contextlib.contextmanager
+def _naming_the_device(settings: Settings) -> Iterator[None]:
+    """What the kernels refuse, as a refusal of ``--device`` that says how to train there all the same."""
+    try:
+        yield
+    except (TypeError, ValueError) as refusal:
+        remedy = " --kernels torch trains there." if settings.kernels != "torch" else ""
+        raise UserError(f"train: --device: {settings.device} cannot train this model. {refusal}{remedy}") from refusal
+
+
+def _optimizer(settings: Settings, model: torch.nn.Module) -> FusedOptimizer:
     from fusestep import optim
 
     parameters = list(model.parameters())

@@ -149,6 +149,17 @@ class GPT(nn.Module):
             if name.endswith(("attention.out.weight", "mlp.2.weight")):
                 parameter.div_(math.sqrt(2 * self.config.layers))
 
+    @torch.no_grad()
+    def check_kernels(self) -> None:
+        """Refuses now what ``forward`` would refuse of the device and dtype of the weights.
+
+        Raises:
+            TypeError, ValueError: of the attention kernels, in their words.
+        """
+        weight = self.tokens.weight
+        nothing = weight.new_empty(1, self.config.heads, 0, self.config.width // self.config.heads)
+        KERNELS[self.config.kernels].scaled_dot_product_attention(nothing, nothing, nothing, is_causal=True)
+
     def forward(self, tokens: Tensor) -> Tensor:
         length = tokens.shape[-1]
         if length > self.config.context:

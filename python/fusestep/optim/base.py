@@ -226,6 +226,26 @@ class FusedOptimizer(torch.optim.Optimizer):
                 increment_version(tensors)
         return loss
 
+    def check_parameters(self) -> None:
+        """Refuse now what ``step`` would refuse of the dtypes and devices of the parameters.
+
+        ``fusestep.Trainer.fit`` calls it before it draws a batch: gradients exist only after the first backward pass.
+
+        Raises:
+            TypeError: a dtype that the kernels do not take.
+            ValueError: a device that this build has no kernels for, or parameters on several devices.
+        """
+        operation, kernel = f"{type(self).__name__}.step", self._kernel(self.param_groups)
+        # A step over parameters without elements: it is checked in full and changes nothing.
+        work: list[Group] = []
+        for group in self.param_groups:
+            kinds = {(p.dtype, p.device): torch.empty(0, dtype=p.dtype, device=p.device) for p in group["params"]}
+            empty = list(kinds.values())
+            used = [None if option is not None and not group[option] else empty for option in self._states.values()]
+            states = tuple(None if column is None else [t.clone() for t in column] for column in used)
+            work.append((group, empty, [t.clone() for t in empty], states, 1))
+        _core.optimizer_step(operation, kernel, work, self._clipping())
+
     def __getstate__(self) -> dict[str, Any]:
         own = (*CLIPPING_DEFAULTS, "grad_norm", "skipped_steps")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}

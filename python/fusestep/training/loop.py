@@ -68,6 +68,21 @@ class Trainer:
         self._nonfinite = 0  # updates in a row whose loss or gradient norm was not finite
         self._saved = 0  # the step of the last checkpoint
 
+    def check(self) -> None:
+        """Refuses what this machine or this build cannot train. ``fit`` calls it before anything is read or written.
+
+        It asks the optimizer, if it is one of ``fusestep.optim``, about the dtypes and devices of its parameters, and
+        every module that has a method ``check_kernels``.
+
+        Raises:
+            TypeError, ValueError: in the words of the kernels.
+        """
+        if isinstance(self.optimizer, FusedOptimizer):
+            self.optimizer.check_parameters()
+        for module in self.model.modules():
+            if hasattr(module, "check_kernels"):
+                module.check_kernels()
+
     def fit(
         self,
         train_batches: Batches,
@@ -89,6 +104,7 @@ class Trainer:
         Raises ValueError for a ``run_dir`` that holds another run, CheckpointError for a bad checkpoint,
         TrainingDiverged when the loss or the gradient stays infinite or NaN.
         """
+        self.check()
         config, run_dir, metrics = self.config, self._open_run_dir(resume_from), None
         if resume_from is not None:
             self._resume(Path(resume_from), train_batches)
