@@ -4,8 +4,9 @@
     model = AutoModelForCausalLM.from_pretrained(name, attn_implementation="fusestep")
 
 Every model that goes through transformers' attention interface can use it, in training (dropout and masks together
-stay on the fast kernels) and with a key-value cache. Heads that share keys and values are not repeated. What a query
-may look at is what transformers says for "sdpa"; a query with nothing to look at gives zeros.
+stay on the fast kernels) and with a key-value cache. Heads that share keys and values are not repeated. The mask is the
+one that transformers makes for "sdpa"; a query with no key left gives zeros. docs/transformers.md lists the models that
+were tested, those that are refused, and those that never ask for another attention than their own.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from fusestep._refusal import refuse
 from fusestep.nn.functional import attention
 
 try:
-    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers import MODEL_MAPPING, AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 except ImportError as missing:
     raise ImportError(
@@ -27,7 +28,7 @@ except ImportError as missing:
         f"{missing}. Try: pip install 'fusestep[transformers]'"
     ) from missing
 
-__all__ = ["NAME", "attention_forward"]
+__all__ = ["NAME", "attention_forward", "attention_mask"]
 
 NAME = "fusestep"
 
@@ -93,5 +94,43 @@ def attention_forward(
     return out.transpose(1, 2), None
 
 
+# Configurations whose models were found to go through the attention interface.
+_checked: set[type] = set()
+
+
+def _check_model(config: Any) -> None:
+    """Refuses a model that does not declare that its attention can be exchanged.
+
+    Such a model gives the boolean mask of the interface to attention code of its own, which adds it to the scores: the
+    results would be wrong without any error.
+    """
+    kind = type(config)
+    if kind in _checked:
+        return
+    models = MODEL_MAPPING.get(kind, None)  # None: a part of a larger model, or code from outside transformers
+    for model in models if isinstance(models, tuple) else (models,):
+        if model is not None and not (model._supports_sdpa or model._supports_attention_backend):
+            refuse(
+                "fusestep attention",
+                "attn_implementation",
+                "a model that declares support for other attention implementations (_supports_sdpa)",
+                model.__name__,
+                'Use attn_implementation="eager".',
+            )
+    _checked.add(kind)
+
+
+def attention_mask(*args: Any, config: Any = None, **kwargs: Any) -> Tensor | None:
+    """What transformers calls for the mask of a model: the mask of "sdpa", boolean (B, 1, Sq, Sk), True: attend.
+
+    Raises:
+        ValueError: the model does not support exchanging its attention.
+    """
+    if config is not None:
+        _check_model(config)
+    mask: Tensor | None = sdpa_mask(*args, config=config, **kwargs)
+    return mask
+
+
 AttentionInterface.register(NAME, attention_forward)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+AttentionMaskInterface.register(NAME, attention_mask)

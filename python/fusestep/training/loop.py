@@ -80,8 +80,9 @@ class Trainer:
         if isinstance(self.optimizer, FusedOptimizer):
             self.optimizer.check_parameters()
         for module in self.model.modules():
-            if hasattr(module, "check_kernels"):
-                module.check_kernels()
+            check = getattr(module, "check_kernels", None)
+            if callable(check):
+                check()
 
     def fit(
         self,
