@@ -1,5 +1,5 @@
-// A job's line of elements (cpp/backend.h) as kernels see it: the chunk table. It says for each slice which tensor
-// begins it, so that a block finds its elements by one look and a short search.
+// The concatenated tensors of a job (cpp/jobs/slices.h) as kernels see them. A table says for each slice which tensor
+// its first element belongs to, so that a block finds its elements by one read and a short search.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -15,56 +15,56 @@ namespace fusestep::cuda {
 
 // The tensor as it is in the job, but `layout` is a position among the table's layouts: the table moves as a whole.
 template <class Tensor>
-struct Line {
-  const Tensor* tensors;               // [num_tensors], then one more whose begin is the end of the line
+struct Concatenation {
+  const Tensor* tensors;               // [num_tensors], then one more, whose begin is numel
   const StridedLayout* layouts;        // nullptr: there are none
   const std::int32_t* first_of_slice;  // [slices]
   std::int64_t num_tensors;
   std::int64_t numel;
 };
 
-struct LineUpdateTensor {
+struct UpdateTensorOnDevice {
   void* operand[kMaxOperands];
   std::int64_t begin;
   std::int64_t coefficients;
   std::int32_t layout;  // -1: flat
 };
 
-struct LineGradTensor {
+struct GradTensorOnDevice {
   void* data;
   std::int64_t begin;
   std::int32_t layout;
   DType dtype;
 };
 
-inline LineUpdateTensor to_line(const UpdateTensor& tensor, std::int32_t layout) {
-  LineUpdateTensor line{};
-  std::copy_n(tensor.operand, kMaxOperands, line.operand);
-  line.begin = tensor.begin;
-  line.coefficients = tensor.coefficients;
-  line.layout = layout;
-  return line;
+inline UpdateTensorOnDevice on_device(const UpdateTensor& tensor, std::int32_t layout) {
+  UpdateTensorOnDevice entry{};
+  std::copy_n(tensor.operand, kMaxOperands, entry.operand);
+  entry.begin = tensor.begin;
+  entry.coefficients = tensor.coefficients;
+  entry.layout = layout;
+  return entry;
 }
 
-inline LineGradTensor to_line(const GradTensor& tensor, std::int32_t layout) {
-  LineGradTensor line{};
-  line.data = tensor.data;
-  line.begin = tensor.begin;
-  line.layout = layout;
-  line.dtype = tensor.dtype;
-  return line;
+inline GradTensorOnDevice on_device(const GradTensor& tensor, std::int32_t layout) {
+  GradTensorOnDevice entry{};
+  entry.data = tensor.data;
+  entry.begin = tensor.begin;
+  entry.layout = layout;
+  entry.dtype = tensor.dtype;
+  return entry;
 }
 
-// `tensors` has one more, whose begin is the end of the line.
+// `tensors` has one more than num_tensors, whose begin is the number of elements of all.
 template <class Tensor>
-auto make_line(Session& session, const Tensor* tensors, std::int64_t num_tensors) {
-  using OfLine = decltype(to_line(*tensors, 0));
-  std::vector<OfLine> of_line;
+auto concatenate(Session& session, const Tensor* tensors, std::int64_t num_tensors) {
+  using Entry = decltype(on_device(*tensors, 0));
+  std::vector<Entry> entries;
   std::vector<StridedLayout> layouts;
-  of_line.reserve(static_cast<std::size_t>(num_tensors) + 1);
+  entries.reserve(static_cast<std::size_t>(num_tensors) + 1);
   for (std::int64_t t = 0; t <= num_tensors; ++t) {
     const bool strided = t < num_tensors && tensors[t].layout != nullptr;
-    of_line.push_back(to_line(tensors[t], strided ? static_cast<std::int32_t>(layouts.size()) : -1));
+    entries.push_back(on_device(tensors[t], strided ? static_cast<std::int32_t>(layouts.size()) : -1));
     if (strided) layouts.push_back(*tensors[t].layout);
   }
   const std::int64_t numel = tensors[num_tensors].begin;
@@ -77,30 +77,32 @@ auto make_line(Session& session, const Tensor* tensors, std::int64_t num_tensors
   }
 
   Bytes table;
-  const std::size_t tensors_at = append(table, of_line.data(), of_line.size());
+  const std::size_t tensors_at = append(table, entries.data(), entries.size());
   const std::size_t layouts_at = append(table, layouts.data(), layouts.size());
   const std::size_t firsts_at = append(table, first_of_slice.data(), first_of_slice.size());
   const void* device = session.table(table);
-  return Line<OfLine>{at<OfLine>(device, tensors_at), layouts.empty() ? nullptr : at<StridedLayout>(device, layouts_at),
-                      at<std::int32_t>(device, firsts_at), num_tensors, numel};
+  return Concatenation<Entry>{at<Entry>(device, tensors_at),
+                              layouts.empty() ? nullptr : at<StridedLayout>(device, layouts_at),
+                              at<std::int32_t>(device, firsts_at), num_tensors, numel};
 }
 
 // Calls piece(tensor, first, last) for each tensor with elements in [begin, end), which lies within one slice; first
 // and last count from the tensor's own start.
 template <class Tensor, class Piece>
-__device__ __forceinline__ void for_each_piece(const Line<Tensor>& line, std::int64_t begin, std::int64_t end,
-                                               const Piece& piece) {
+__device__ __forceinline__ void for_each_piece(const Concatenation<Tensor>& elements, std::int64_t begin,
+                                               std::int64_t end, const Piece& piece) {
   const std::int64_t slice = begin / kSliceElements;
-  std::int64_t low = line.first_of_slice[slice];
-  std::int64_t high = (slice + 1) * kSliceElements < line.numel ? line.first_of_slice[slice + 1] + 1 : line.num_tensors;
+  std::int64_t low = elements.first_of_slice[slice];
+  std::int64_t high =
+      (slice + 1) * kSliceElements < elements.numel ? elements.first_of_slice[slice + 1] + 1 : elements.num_tensors;
   while (high - low > 1) {
     const std::int64_t middle = (low + high) / 2;
-    (line.tensors[middle].begin <= begin ? low : high) = middle;
+    (elements.tensors[middle].begin <= begin ? low : high) = middle;
   }
-  for (std::int64_t t = low; t < line.num_tensors && line.tensors[t].begin < end; ++t) {
-    const Tensor& tensor = line.tensors[t];
+  for (std::int64_t t = low; t < elements.num_tensors && elements.tensors[t].begin < end; ++t) {
+    const Tensor& tensor = elements.tensors[t];
     const std::int64_t first = begin > tensor.begin ? begin - tensor.begin : 0;
-    const std::int64_t next = line.tensors[t + 1].begin;
+    const std::int64_t next = elements.tensors[t + 1].begin;
     piece(tensor, first, (end < next ? end : next) - tensor.begin);
   }
 }
@@ -124,10 +126,10 @@ inline std::int64_t chunks(std::int64_t numel) { return (numel + kChunkElements 
 
 // This block's chunk.
 template <class Tensor, class Piece>
-__device__ __forceinline__ void for_each_piece_of_chunk(const Line<Tensor>& line, const Piece& piece) {
+__device__ __forceinline__ void for_each_piece_of_chunk(const Concatenation<Tensor>& elements, const Piece& piece) {
   const std::int64_t begin = static_cast<std::int64_t>(blockIdx.x) * kChunkElements;
-  const std::int64_t end = begin + kChunkElements < line.numel ? begin + kChunkElements : line.numel;
-  for_each_piece(line, begin, end, piece);
+  const std::int64_t end = begin + kChunkElements < elements.numel ? begin + kChunkElements : elements.numel;
+  for_each_piece(elements, begin, end, piece);
 }
 
 // Elements [first, last) of a piece, shared out among the block's threads: whole packs of kPack neighbours where

@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kCombineThreads) decide(const __grid_constant_
   __syncthreads();
   if (!applied) return;
   for (std::int64_t i = threadIdx.x; i < arguments.num_prepared; i += blockDim.x) {
-    const LinePrepared& tensor = arguments.prepared[i];
+    const PreparedOnDevice& tensor = arguments.prepared[i];
     const double step = read(tensor.count) + 1;
     write(tensor.count, step);
     typename O::Options options = reinterpret_cast<const typename O::Options*>(arguments.options)[tensor.group];

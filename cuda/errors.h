@@ -16,7 +16,7 @@ struct CudaError : std::runtime_error {
 // `what`: the kernel, or what was asked of the runtime.
 inline void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
-  cudaGetLastError();  // of a call's own failure nothing stays behind for whoever asks next
+  cudaGetLastError();  // clears the error: the next call that asks must not find this one
   std::string text = std::string("fusestep on CUDA: ") + what + ": " + cudaGetErrorName(error) + ", " +
                      cudaGetErrorString(error) + ".";
   if (error == cudaErrorMemoryAllocation)

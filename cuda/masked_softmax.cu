@@ -31,7 +31,7 @@ __device__ __forceinline__ T minus_infinity() {
   return static_cast<T>(-INFINITY);
 }
 
-// The device's own: nobody compares the bits of a softmax.
+// The device's own: the bits of a softmax are not promised to equal the CPU's.
 __device__ __forceinline__ float power_of_two(float x) { return ::exp2f(x); }
 __device__ __forceinline__ double power_of_two(double x) { return ::exp2(x); }
 

@@ -41,7 +41,7 @@ class Session {
   // Copies from the device, and waits.
   void read_back(void* to, const void* from, std::size_t bytes);
 
-  // To be called after the last launch: waits if nobody else orders work after this stream.
+  // To be called after the last launch: waits if no other work is ordered after this stream.
   void finish();
 
  private:

@@ -51,19 +51,20 @@ __global__ void __launch_bounds__(32 * kWarpsPerBlock) norm_slices(const __grid_
   const std::int64_t slice = static_cast<std::int64_t>(blockIdx.x) * kWarpsPerBlock + threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   const std::int64_t begin = slice * kSliceElements;
-  if (begin >= arguments.line.numel) return;  // the whole warp
+  if (begin >= arguments.elements.numel) return;  // the whole warp
   const std::int64_t end =
-      begin + kSliceElements < arguments.line.numel ? begin + kSliceElements : arguments.line.numel;
+      begin + kSliceElements < arguments.elements.numel ? begin + kSliceElements : arguments.elements.numel;
   double total = 0;
-  for_each_piece(arguments.line, begin, end, [&](const LineGradTensor& tensor, std::int64_t first, std::int64_t last) {
-    with_dtype(tensor.dtype, tensor.data, [&](const auto* grad) {
-      if (kStrided && tensor.layout >= 0) {
-        total = add_strided<Norm>(grad, arguments.line.layouts[tensor.layout], first, last, lane, total);
-      } else {
-        add_flat<Norm>(grad + first, last - first, lane, total);
-      }
-    });
-  });
+  for_each_piece(
+      arguments.elements, begin, end, [&](const GradTensorOnDevice& tensor, std::int64_t first, std::int64_t last) {
+        with_dtype(tensor.dtype, tensor.data, [&](const auto* grad) {
+          if (kStrided && tensor.layout >= 0) {
+            total = add_strided<Norm>(grad, arguments.elements.layouts[tensor.layout], first, last, lane, total);
+          } else {
+            add_flat<Norm>(grad + first, last - first, lane, total);
+          }
+        });
+      });
   for (int half = kNormLanes / 2; half > 0; half /= 2) {
     total = Norm::combine(total, __shfl_down_sync(kWholeWarp, total, static_cast<unsigned>(half)));
   }
@@ -80,9 +81,9 @@ __global__ void __launch_bounds__(kCombineThreads) combine(const __grid_constant
 }  // namespace
 
 void launch_norm(NormKind kind, const NormArguments& arguments, cudaStream_t stream) {
-  const std::int64_t blocks = (slices(arguments.line.numel) + kWarpsPerBlock - 1) / kWarpsPerBlock;
+  const std::int64_t blocks = (slices(arguments.elements.numel) + kWarpsPerBlock - 1) / kWarpsPerBlock;
   with_norm(kind, [&]<class Norm>(Norm) {
-    launch("norm_slices", arguments.line.layouts != nullptr ? norm_slices<Norm, true> : norm_slices<Norm, false>,
+    launch("norm_slices", arguments.elements.layouts != nullptr ? norm_slices<Norm, true> : norm_slices<Norm, false>,
            blocks, 32 * kWarpsPerBlock, stream, arguments);
   });
 }

@@ -30,15 +30,15 @@ struct Scratch {
 };
 static_assert(sizeof(Decision) % sizeof(double) == 0);
 
-Line<LineGradTensor> make_line(Session& session, const GradJob& job) {
-  return make_line(session, job.tensors, job.num_tensors);
+Concatenation<GradTensorOnDevice> concatenate(Session& session, const GradJob& job) {
+  return concatenate(session, job.tensors, job.num_tensors);
 }
 
 Scalar scalar(const TensorView& view) { return {view.data, view.dtype}; }
 
-double norm(Session& session, const Line<LineGradTensor>& line, NormKind kind, const Scratch& scratch) {
-  launch_norm(kind, {line, scratch.partial}, session.stream());
-  launch_combine(kind, {scratch.partial, slices(line.numel), scratch.norm}, session.stream());
+double norm(Session& session, const Concatenation<GradTensorOnDevice>& grads, NormKind kind, const Scratch& scratch) {
+  launch_norm(kind, {grads, scratch.partial}, session.stream());
+  launch_combine(kind, {scratch.partial, slices(grads.numel), scratch.norm}, session.stream());
   double result = 0;
   session.read_back(&result, scratch.norm, sizeof result);
   return result;
@@ -46,13 +46,14 @@ double norm(Session& session, const Line<LineGradTensor>& line, NormKind kind, c
 
 // All that a step needs on the device. It is made before the first launch: what can fail fails with nothing changed.
 struct Tables {
-  Line<LineGradTensor> grads{};
-  std::vector<Line<LineUpdateTensor>> batches;
+  Concatenation<GradTensorOnDevice> grads{};
+  std::vector<Concatenation<UpdateTensorOnDevice>> batches;
 
   Tables(Session& session, const StepJob& job) {
-    if (job.grads.numel > 0) grads = make_line(session, job.grads);
+    if (job.grads.numel > 0) grads = concatenate(session, job.grads);
     for (const UpdateBatch& batch : job.batches) {
-      batches.push_back(make_line(session, batch.tensors.data(), static_cast<std::int64_t>(batch.tensors.size()) - 1));
+      batches.push_back(
+          concatenate(session, batch.tensors.data(), static_cast<std::int64_t>(batch.tensors.size()) - 1));
     }
   }
 };
@@ -87,7 +88,7 @@ StepResult run_deferred(Session& session, const StepJob& job, const Tables& tabl
   const Clipping& clipping = job.clipping;
   const Scratch scratch(session, slices(job.grads.numel), job.coefficients.size());
 
-  std::vector<LinePrepared> prepared;
+  std::vector<PreparedOnDevice> prepared;
   prepared.reserve(deferred.tensors.size());
   for (const PreparedTensor& tensor : deferred.tensors) {
     prepared.push_back({scalar(tensor.count), tensor.group, tensor.dtype, tensor.coefficients});
@@ -113,7 +114,7 @@ StepResult run_deferred(Session& session, const StepJob& job, const Tables& tabl
   decide.norm = scalar(deferred.norm);
   decide.skipped = scalar(deferred.skipped);
   decide.decision = scratch.decision;
-  decide.prepared = at<LinePrepared>(device, prepared_at);
+  decide.prepared = at<PreparedOnDevice>(device, prepared_at);
   decide.num_prepared = static_cast<std::int64_t>(prepared.size());
   decide.options = static_cast<const unsigned char*>(options);
   decide.lr = at<Scalar>(device, lr_at);
@@ -142,7 +143,7 @@ StepResult run_step(const StepJob& job, const Stream& stream) {
 void run_transform(const GradJob& job, GradTransform<double> transform, const Stream& stream) {
   if (job.numel == 0) return;
   Session session(stream);
-  launch_transform({make_line(session, job), nullptr, transform}, session.stream());
+  launch_transform({concatenate(session, job), nullptr, transform}, session.stream());
   session.finish();
 }
 

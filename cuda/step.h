@@ -1,4 +1,4 @@
-// What the files of a step give each other.
+// What the files of a step share.
 #pragma once
 
 #include "backend/backend.h"
@@ -14,7 +14,7 @@ struct Decision {
 };
 
 struct UpdateArguments {
-  Line<LineUpdateTensor> line;
+  Concatenation<UpdateTensorOnDevice> elements;
   const unsigned char* coefficients;
   const Decision* decision;  // nullptr: the host has decided
   GradTransform<double> transform;
@@ -26,7 +26,7 @@ using LaunchUpdate = void(int variant, const UpdateArguments&, cudaStream_t);
 LaunchUpdate launch_update_f32_f32, launch_update_f32_bf16, launch_update_f32_f16, launch_update_f64_f64;
 
 struct TransformArguments {
-  Line<LineGradTensor> line;
+  Concatenation<GradTensorOnDevice> elements;
   const Decision* decision;  // nullptr: the host has decided
   GradTransform<double> transform;
 };
@@ -34,7 +34,7 @@ struct TransformArguments {
 void launch_transform(const TransformArguments&, cudaStream_t);
 
 struct NormArguments {
-  Line<LineGradTensor> line;
+  Concatenation<GradTensorOnDevice> elements;
   double* partial;  // [slices]
 };
 
@@ -55,7 +55,7 @@ struct Scalar {
   DType dtype;
 };
 
-struct LinePrepared {
+struct PreparedOnDevice {
   Scalar count;
   std::int32_t group;
   DType dtype;
@@ -64,7 +64,7 @@ struct LinePrepared {
 
 struct DecideArguments {
   NormKind norm_kind;
-  const double* partial;  // nullptr: nobody wants the norm
+  const double* partial;  // nullptr: the norm is not needed
   std::int64_t slices;
   ClipRule rule;
   bool skip_nonfinite;
@@ -75,7 +75,7 @@ struct DecideArguments {
   Scalar skipped;  // incremented where the step is left out
   Decision* decision;
 
-  const LinePrepared* prepared;
+  const PreparedOnDevice* prepared;
   std::int64_t num_prepared;
   const unsigned char* options;  // O::Options, [group]
   const Scalar* lr;              // [group]

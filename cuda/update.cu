@@ -41,7 +41,7 @@ __device__ __forceinline__ void update_element(const CoefficientsOf<Update>& c, 
 
 template <class Update>
 __device__ __forceinline__ void update_strided(const CoefficientsOf<Update>& c, const GradTransform<T>& transform,
-                                               const LineUpdateTensor& tensor, const StridedLayout& layout,
+                                               const UpdateTensorOnDevice& tensor, const StridedLayout& layout,
                                                std::int64_t index) {
   T* param = static_cast<T*>(tensor.operand[0]) + offset_of(layout, 0, index);
   const G grad = static_cast<const G*>(tensor.operand[1])[offset_of(layout, 1, index)];
@@ -61,7 +61,7 @@ __device__ __forceinline__ void update_strided(const CoefficientsOf<Update>& c, 
 // kPack neighbours of a flat tensor.
 template <class Update, int kPack>
 __device__ __forceinline__ void update_pack(const CoefficientsOf<Update>& c, const GradTransform<T>& transform,
-                                            const LineUpdateTensor& tensor, std::int64_t index) {
+                                            const UpdateTensorOnDevice& tensor, std::int64_t index) {
   T* const param_at = static_cast<T*>(tensor.operand[0]) + index;
   auto param = pack_at<T, kPack>(param_at);
   const auto grad = pack_at<G, kPack>(static_cast<const G*>(tensor.operand[1]) + index);
@@ -97,28 +97,29 @@ __global__ void __launch_bounds__(kChunkThreads, kStrided || sizeof(T) == 8 ? 1 
   if (arguments.maximize) wide.scale = -wide.scale;
   const GradTransform<T> transform{static_cast<T>(wide.scale), static_cast<T>(wide.limit)};
 
-  for_each_piece_of_chunk(arguments.line, [&](const LineUpdateTensor& tensor, std::int64_t first, std::int64_t last) {
-    const CoefficientsOf<Update> c =
-        *reinterpret_cast<const CoefficientsOf<Update>*>(arguments.coefficients + tensor.coefficients);
-    if (kStrided && tensor.layout >= 0) {
-      const StridedLayout& layout = arguments.line.layouts[tensor.layout];
-      for (std::int64_t i = first + threadIdx.x; i < last; i += blockDim.x) {
-        update_strided<Update>(c, transform, tensor, layout, i);
-      }
-      return;
-    }
-    constexpr int kPack = kPackOf<T>;
-    bool aligned = is_aligned<T, kPack>(static_cast<const T*>(tensor.operand[0])) &&
-                   is_aligned<G, kPack>(static_cast<const G*>(tensor.operand[1]));
-    for (int k = 0; k < kMaxStates; ++k) {
-      if (uses(Update::kStates, k)) {
-        aligned = aligned && is_aligned<T, kPack>(static_cast<const T*>(tensor.operand[2 + k]));
-      }
-    }
-    share_out<kPack>(
-        aligned, first, last, [&](std::int64_t i) { update_pack<Update, kPack>(c, transform, tensor, i); },
-        [&](std::int64_t i) { update_pack<Update, 1>(c, transform, tensor, i); });
-  });
+  for_each_piece_of_chunk(
+      arguments.elements, [&](const UpdateTensorOnDevice& tensor, std::int64_t first, std::int64_t last) {
+        const CoefficientsOf<Update> c =
+            *reinterpret_cast<const CoefficientsOf<Update>*>(arguments.coefficients + tensor.coefficients);
+        if (kStrided && tensor.layout >= 0) {
+          const StridedLayout& layout = arguments.elements.layouts[tensor.layout];
+          for (std::int64_t i = first + threadIdx.x; i < last; i += blockDim.x) {
+            update_strided<Update>(c, transform, tensor, layout, i);
+          }
+          return;
+        }
+        constexpr int kPack = kPackOf<T>;
+        bool aligned = is_aligned<T, kPack>(static_cast<const T*>(tensor.operand[0])) &&
+                       is_aligned<G, kPack>(static_cast<const G*>(tensor.operand[1]));
+        for (int k = 0; k < kMaxStates; ++k) {
+          if (uses(Update::kStates, k)) {
+            aligned = aligned && is_aligned<T, kPack>(static_cast<const T*>(tensor.operand[2 + k]));
+          }
+        }
+        share_out<kPack>(
+            aligned, first, last, [&](std::int64_t i) { update_pack<Update, kPack>(c, transform, tensor, i); },
+            [&](std::int64_t i) { update_pack<Update, 1>(c, transform, tensor, i); });
+      });
 }
 
 template <class... Updates>
@@ -126,8 +127,8 @@ void launch_variant(TypeList<Updates...>, int variant, const UpdateArguments& ar
   using Kernel = void (*)(UpdateArguments);
   constexpr Kernel flat[] = {update<Updates, false>...};
   constexpr Kernel strided[] = {update<Updates, true>...};
-  const bool all_flat = arguments.line.layouts == nullptr;
-  launch("update", (all_flat ? flat : strided)[variant], chunks(arguments.line.numel), kChunkThreads, stream,
+  const bool all_flat = arguments.elements.layouts == nullptr;
+  launch("update", (all_flat ? flat : strided)[variant], chunks(arguments.elements.numel), kChunkThreads, stream,
          arguments);
 }
 

@@ -16,7 +16,7 @@ namespace fusestep {
 struct Stream {
   Device device{kDeviceCpu, 0};
   void* handle = nullptr;  // CUDA's
-  bool wait = false;       // nobody else orders work after this stream: return when it is done
+  bool wait = false;       // no other work is ordered after this stream: return when it is done
 };
 
 struct Backend {
