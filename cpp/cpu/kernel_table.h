@@ -15,6 +15,7 @@ struct UpdateJob {
   std::int64_t num_tensors;
   std::int64_t numel;
   const unsigned char* coefficients;
+  std::uint64_t seed;
   GradTransform<double> transform;
 };
 
@@ -62,8 +63,8 @@ struct SoftmaxBackwardJob {
 struct CpuKernels {
   const char* name;
 
-  // update[variant][DTypePair]: one slice of an optimizer step.
-  void (*update[UpdateVariants::size][kDTypePairs])(const UpdateJob&, std::int64_t slice);
+  // update[variant][Arithmetic]: one slice of an optimizer step.
+  void (*update[UpdateVariants::size][kArithmetics])(const UpdateJob&, std::int64_t slice);
 
   // norm[NormKind]: the slice's sum of |g|, sum of g^2 or max of |g|, in double.
   double (*norm[3])(const GradJob&, std::int64_t slice);

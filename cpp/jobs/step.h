@@ -8,27 +8,40 @@
 #include "jobs/clipping.h"
 #include "jobs/grads.h"
 #include "math/optim/all.h"
+#include "math/rounding.h"
 #include "tensors/strided_layout.h"
 #include "tensors/view.h"
 
 namespace fusestep {
 
-// One tensor of an update: operands are parameter, gradient, states.
+// The operands of an update: the parameter, its gradient, its states from kFirstState on, and what some kinds of
+// rounding keep beside the parameter.
+inline constexpr int kFirstState = 2;
+inline constexpr int kCompanion = kFirstState + kMaxStates;  // the compensation (kahan) or the float32 copy (master)
+
 struct UpdateTensor {
-  void* operand[kMaxOperands];
+  void* operand[kMaxOperands];  // nullptr: there is none
+  DType dtype[kMaxOperands];
+  Rounding rounding;
+  std::uint32_t parameter;      // its number in the step, for stochastic rounding
   const StridedLayout* layout;  // nullptr: all operands are flat and lie alike
   std::int64_t begin;           // where its elements start among those of all tensors
-  std::int64_t coefficients;    // byte offset into the job's coefficients
+  std::int64_t coefficients;    // byte offset into the job's coefficients: an UpdateHeader, then Coefficients<T>
 };
 
-// The dtypes of (parameter, gradient) that updates are compiled for.
-enum class DTypePair { f32_f32, f32_bf16, f32_f16, f64_f64 };
-inline constexpr int kDTypePairs = 4;
+// What every optimizer's coefficients begin with.
+struct alignas(16) UpdateHeader {
+  std::uint32_t step;  // its lower 32 bits, for stochastic rounding
+};
+
+// The type T that an update is computed in: double for float64 parameters, float for all others.
+enum class Arithmetic { float32, float64 };
+inline constexpr int kArithmetics = 2;
 
 // Tensors that one kernel serves with one sign of the gradient.
 struct UpdateBatch {
   int variant;  // in UpdateVariants
-  DTypePair dtypes;
+  Arithmetic arithmetic;
   bool maximize;
   std::vector<UpdateTensor> tensors;  // and one more, whose begin is their number of elements
 };
@@ -37,8 +50,9 @@ struct UpdateBatch {
 struct PreparedTensor {
   TensorView count;  // of the steps before this one; goes up by one when the step is applied
   std::int32_t group;
-  DType dtype;                // of the parameter
-  std::int64_t coefficients;  // byte offset: room for Update::Coefficients<T>, to be filled on the device
+  DType dtype;  // of the parameter
+  std::int64_t
+      coefficients;  // byte offset: room for the header and Update::Coefficients<T>, to be filled on the device
 };
 
 // What a step reads and writes on the device when it runs, so that the host does not wait and a CUDA graph can hold
@@ -58,7 +72,8 @@ struct DeferredStep {
 struct StepJob {
   const char* operation;
   std::vector<UpdateBatch> batches;
-  std::vector<unsigned char> coefficients;  // Update::Coefficients<T>, one for each distinct (group, step)
+  std::vector<unsigned char> coefficients;  // a header and Update::Coefficients<T> for each distinct (group, step)
+  std::uint64_t seed = 0;                   // of stochastic rounding
   GradJob grads;                            // filled where the clipping needs the norm or rewrites
   Clipping clipping;
   std::vector<TensorView> step_counts;  // 0-dim, in host memory: those that go up by one when the step is applied

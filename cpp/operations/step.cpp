@@ -13,17 +13,7 @@ namespace {
 
 bool is_half(DType dtype) { return dtype == DType::float16 || dtype == DType::bfloat16; }
 
-DTypePair pair_of(DType param, DType grad) {
-  if (param == DType::float64) return DTypePair::f64_f64;
-  switch (grad) {
-    case DType::bfloat16:
-      return DTypePair::f32_bf16;
-    case DType::float16:
-      return DTypePair::f32_f16;
-    default:
-      return DTypePair::f32_f32;
-  }
-}
+Arithmetic arithmetic_of(DType param) { return param == DType::float64 ? Arithmetic::float64 : Arithmetic::float32; }
 
 }  // namespace
 
@@ -144,17 +134,20 @@ bool StepPlan::reuses_coefficients(const StepTensor& tensor, const void* options
 
 void StepPlan::push(int variant, bool maximize, const StepTensor& tensor, StateSet states, std::int64_t group,
                     std::int64_t index) {
-  UpdateBatch& batch = batch_for(variant, pair_of(tensor.param.dtype, tensor.grad.dtype), maximize);
+  UpdateBatch& batch = batch_for(variant, arithmetic_of(tensor.param.dtype), maximize);
   const TensorView* views[kMaxOperands] = {&tensor.param, &tensor.grad};
   int operands[kMaxOperands] = {0, 1};
   int num_views = 2;
   UpdateTensor& update = batch.tensors.back();
   update.operand[0] = tensor.param.data;
   update.operand[1] = tensor.grad.data;
+  update.dtype[0] = tensor.param.dtype;
+  update.dtype[1] = tensor.grad.dtype;
   for (int k = 0; k < kMaxStates; ++k) {
     if (!uses(states, k)) continue;
-    update.operand[2 + k] = tensor.states[k].data;
-    operands[num_views] = 2 + k;
+    update.operand[kFirstState + k] = tensor.states[k].data;
+    update.dtype[kFirstState + k] = tensor.states[k].dtype;
+    operands[num_views] = kFirstState + k;
     views[num_views++] = &tensor.states[k];
   }
   update.layout = layouts_.layout_of(views, operands, num_views, {operation_, "params", index, group});
@@ -167,11 +160,11 @@ void StepPlan::push(int variant, bool maximize, const StepTensor& tensor, StateS
     grads_.add(tensor.grad, {operation_, "grads", index, group});
 }
 
-UpdateBatch& StepPlan::batch_for(int variant, DTypePair dtypes, bool maximize) {
+UpdateBatch& StepPlan::batch_for(int variant, Arithmetic arithmetic, bool maximize) {
   for (UpdateBatch& batch : job_.batches) {
-    if (batch.variant == variant && batch.dtypes == dtypes && batch.maximize == maximize) return batch;
+    if (batch.variant == variant && batch.arithmetic == arithmetic && batch.maximize == maximize) return batch;
   }
-  job_.batches.push_back({variant, dtypes, maximize, {UpdateTensor{}}});
+  job_.batches.push_back({variant, arithmetic, maximize, {UpdateTensor{}}});
   return job_.batches.back();
 }
 

@@ -41,14 +41,15 @@ class StepPlan {
     const StateSet states = states_of<O>(options);
     check(tensor, O::kStateNames, states, group, index);
     if (job_.deferred) {
-      defer_coefficients(tensor, sizeof(decltype(O::template prepare<double>(options, 1))), group);
+      defer_coefficients(tensor, sizeof(UpdateHeader) + sizeof(decltype(O::template prepare<double>(options, 1))),
+                         group);
     }
     if (tensor.param.numel == 0) return;
     if (!job_.deferred && !reuses_coefficients(tensor, &options)) {
       if (tensor.param.dtype == DType::float32) {
-        push_coefficients(O::template prepare<float>(options, tensor.step));
+        push_coefficients(O::template prepare<float>(options, tensor.step), tensor.step);
       } else {
-        push_coefficients(O::template prepare<double>(options, tensor.step));
+        push_coefficients(O::template prepare<double>(options, tensor.step), tensor.step);
       }
     }
     push(kFirstVariant + variant, options.maximize, tensor, states, group, index);
@@ -115,11 +116,13 @@ class StepPlan {
   }
 
   template <class C>
-  void push_coefficients(const C& coefficients) {
-    const std::size_t rounded = (sizeof(C) + 15) / 16 * 16;
+  void push_coefficients(const C& coefficients, double step) {
+    const std::size_t rounded = (sizeof(UpdateHeader) + sizeof(C) + 15) / 16 * 16;
     last_coefficients_ = job_.coefficients.size();
     job_.coefficients.resize(job_.coefficients.size() + rounded);
-    std::memcpy(job_.coefficients.data() + last_coefficients_, &coefficients, sizeof(C));
+    const UpdateHeader header{static_cast<std::uint32_t>(static_cast<std::int64_t>(step))};
+    std::memcpy(job_.coefficients.data() + last_coefficients_, &header, sizeof header);
+    std::memcpy(job_.coefficients.data() + last_coefficients_ + sizeof header, &coefficients, sizeof(C));
   }
 
   void check(const StepTensor& tensor, const char* const* state_names, StateSet states, std::int64_t group,
@@ -129,7 +132,7 @@ class StepPlan {
   bool reuses_coefficients(const StepTensor& tensor, const void* options);
   void push(int variant, bool maximize, const StepTensor& tensor, StateSet states, std::int64_t group,
             std::int64_t index);
-  UpdateBatch& batch_for(int variant, DTypePair dtypes, bool maximize);
+  UpdateBatch& batch_for(int variant, Arithmetic arithmetic, bool maximize);
 
   const char* operation_;
   const Backend* backend_ = nullptr;

@@ -8,7 +8,7 @@
 namespace fusestep {
 
 inline constexpr int kMaxDims = 16;
-inline constexpr int kMaxOperands = 2 + kMaxStates;  // parameter, gradient, states
+inline constexpr int kMaxOperands = 3 + kMaxStates;  // parameter, gradient, states, companion of the parameter
 
 // Dimensions are merged where all operands allow it, and ordered so that the first operand is visited as contiguously
 // as it can be.

@@ -74,8 +74,8 @@ struct Dropper {
   void strided(const DropoutJob& job, std::int64_t first, std::int64_t count) const {
     S input[kStridedBuffer];
     S residual[kStridedBuffer];
-    StridedCursor from(*job.layout, first);
-    StridedCursor to(*job.layout, first);
+    ElementCursor from(job.layout, first);
+    ElementCursor to(job.layout, first);
     for (std::int64_t done = 0; done < count; done += kStridedBuffer) {
       const std::int64_t n = std::min(count - done, kStridedBuffer);
       for_each_run(from, n, [&](std::int64_t at, std::int64_t run) {
@@ -86,17 +86,6 @@ struct Dropper {
       for_each_run(to, n, [&](std::int64_t at, std::int64_t run) {
         scatter(static_cast<S*>(job.out) + to.offset(1), to.step(1), input + at, run);
       });
-    }
-  }
-
-  // Calls each(position, length) for the pieces of `count` elements that lie at one step.
-  template <class Each>
-  FUSESTEP_HD static void for_each_run(StridedCursor& cursor, std::int64_t count, const Each& each) {
-    for (std::int64_t at = 0; at < count;) {
-      const std::int64_t run = std::min(count - at, cursor.run());
-      each(at, run);
-      cursor.advance(run);
-      at += run;
     }
   }
 };

@@ -60,7 +60,7 @@ FUSESTEP_HD void for_each_flat(const GradTensor& tensor, std::int64_t first, std
     return;
   }
   G buffer[kStridedBuffer];
-  StridedCursor cursor(*tensor.layout, first);
+  ElementCursor cursor(tensor.layout, first);
   while (count > 0) {
     const std::int64_t n = std::min({count, cursor.run(), kStridedBuffer});
     G* from = data + cursor.offset(0);

@@ -1,5 +1,5 @@
-// The loops: from a slice to pieces of tensors, from a piece to vectors. Flat pieces run in place; strided ones are
-// gathered into a small buffer, run there, and scattered back, so that one kernel serves both with the same bits.
+// The loops: from a slice to pieces of tensors, from a piece to vectors. Flat pieces are computed in place; strided
+// ones are gathered into a small buffer, computed there, and scattered back: one kernel serves both with the same bits.
 #pragma once
 
 #include <algorithm>
@@ -34,45 +34,67 @@ FUSESTEP_HD void for_each_piece(const Job& job, std::int64_t slice, const Piece&
   }
 }
 
-// Memory is read this far ahead of the vector at work: the hardware's prefetchers stop at the end of each 4 KiB page,
-// and with up to five streams they are late at its start.
+// Memory is prefetched this far ahead of the current vector: the hardware's prefetchers stop at the end of each 4 KiB
+// page, and with up to five streams they are late at its start.
 inline constexpr std::int64_t kPrefetchBytes = 512;
 
-// Walks elements [first, first + count) of a strided tensor in the layout's order.
-class StridedCursor {
+// The position in a piece of a tensor: elements from `first` on, in the order of the layout (nullptr: flat memory).
+class ElementCursor {
  public:
-  FUSESTEP_HD StridedCursor(const StridedLayout& layout, std::int64_t first) : layout_(layout) {
-    for (int d = layout.ndim - 1; d >= 0; --d) {
-      index_[d] = first % layout.shape[d];
-      first /= layout.shape[d];
+  FUSESTEP_HD ElementCursor(const StridedLayout* layout, std::int64_t first) : layout_(layout), element_(first) {
+    if (layout == nullptr) return;
+    for (int d = layout->ndim - 1; d >= 0; --d) {
+      index_[d] = first % layout->shape[d];
+      first /= layout->shape[d];
     }
   }
 
-  // How many elements follow along the last dimension before another one moves.
-  FUSESTEP_HD std::int64_t run() const { return layout_.shape[layout_.ndim - 1] - index_[layout_.ndim - 1]; }
+  // How many elements follow at one distance from each other.
+  FUSESTEP_HD std::int64_t run() const {
+    if (layout_ == nullptr) return INT64_MAX;
+    return layout_->shape[layout_->ndim - 1] - index_[layout_->ndim - 1];
+  }
 
   FUSESTEP_HD std::int64_t offset(int operand) const {
+    if (layout_ == nullptr) return element_;
     std::int64_t offset = 0;
-    for (int d = 0; d < layout_.ndim; ++d) offset += index_[d] * layout_.strides[operand][d];
+    for (int d = 0; d < layout_->ndim; ++d) offset += index_[d] * layout_->strides[operand][d];
     return offset;
   }
 
-  FUSESTEP_HD std::int64_t step(int operand) const { return layout_.strides[operand][layout_.ndim - 1]; }
+  // That distance.
+  FUSESTEP_HD std::int64_t step(int operand) const {
+    return layout_ == nullptr ? 1 : layout_->strides[operand][layout_->ndim - 1];
+  }
 
   // `count` is at most run().
   FUSESTEP_HD void advance(std::int64_t count) {
-    int d = layout_.ndim - 1;
+    element_ += count;
+    if (layout_ == nullptr) return;
+    int d = layout_->ndim - 1;
     index_[d] += count;
-    while (d > 0 && index_[d] == layout_.shape[d]) {
+    while (d > 0 && index_[d] == layout_->shape[d]) {
       index_[d] = 0;
       ++index_[--d];
     }
   }
 
  private:
-  const StridedLayout& layout_;
+  const StridedLayout* layout_;
+  std::int64_t element_;
   std::int64_t index_[kMaxDims];
 };
+
+// Calls each(position, length) for the runs that the next `count` elements consist of, with the cursor at their start.
+template <class Each>
+FUSESTEP_HD void for_each_run(ElementCursor& cursor, std::int64_t count, const Each& each) {
+  for (std::int64_t at = 0; at < count;) {
+    const std::int64_t run = std::min(count - at, cursor.run());
+    each(at, run);
+    cursor.advance(run);
+    at += run;
+  }
+}
 
 inline constexpr std::int64_t kStridedBuffer = 256;
 

@@ -1,6 +1,13 @@
-// One slice of an optimizer step, for every update variant and pair of dtypes.
+// One slice of an optimizer step, for every update variant.
+//
+// The arithmetic is compiled for float and for double, on flat memory. Operands of another dtype, of strided tensors,
+// and parameters that are rounded in another way than to the nearest are converted through a buffer in the first-level
+// cache, a few elements at a time.
+#include "cpu/kernels/convert.h"
 #include "cpu/kernels/kernels.h"
+#include "cpu/kernels/random.h"
 #include "cpu/kernels/slice.h"
+#include "math/rounding.h"
 
 namespace fusestep::FUSESTEP_ISA {
 namespace {
@@ -9,9 +16,9 @@ template <class Update, class T>
 using CoefficientsOf = typename Update::template Coefficients<T>;
 
 // One vector's worth, in place.
-template <class Update, class T, class G>
+template <class Update, class T>
 FUSESTEP_HD void update_vector(const CoefficientsOf<Update, T>& c, const GradTransform<T>& transform, T* param,
-                               const G* grad, T* const* state, std::int64_t i) {
+                               const T* grad, T* const* state, std::int64_t i) {
   using V = Vec<T>;
   V p = V::load(param + i);
   V s[kMaxStates];
@@ -27,31 +34,31 @@ FUSESTEP_HD void update_vector(const CoefficientsOf<Update, T>& c, const GradTra
 
 // What is left at the end is padded to a whole vector in a buffer: the same arithmetic as everywhere else, and nothing
 // is read or written past the tensor.
-template <class Update, class T, class G>
+template <class Update, class T>
 FUSESTEP_HD void update_tail(const CoefficientsOf<Update, T>& c, const GradTransform<T>& transform, T* param,
-                             const G* grad, T* const* state, std::int64_t count) {
+                             const T* grad, T* const* state, std::int64_t count) {
   constexpr int kWidth = Vec<T>::kWidth;
   T param_buffer[kWidth] = {};
-  G grad_buffer[kWidth] = {};
+  T grad_buffer[kWidth] = {};
   T state_buffer[kMaxStates][kWidth] = {};
   T* state_buffers[kMaxStates];
   const std::size_t bytes = static_cast<std::size_t>(count) * sizeof(T);
   memcpy(param_buffer, param, bytes);
-  memcpy(grad_buffer, grad, static_cast<std::size_t>(count) * sizeof(G));
+  memcpy(grad_buffer, grad, bytes);
   for (int k = 0; k < kMaxStates; ++k) {
     state_buffers[k] = state_buffer[k];
     if (uses(Update::kStates, k)) memcpy(state_buffer[k], state[k], bytes);
   }
-  update_vector<Update, T, G>(c, transform, param_buffer, grad_buffer, state_buffers, 0);
+  update_vector<Update, T>(c, transform, param_buffer, grad_buffer, state_buffers, 0);
   memcpy(param, param_buffer, bytes);
   for (int k = 0; k < kMaxStates; ++k) {
     if (uses(Update::kStates, k)) memcpy(state[k], state_buffer[k], bytes);
   }
 }
 
-template <class Update, class T, class G>
+template <class Update, class T>
 FUSESTEP_HD void update_flat(const CoefficientsOf<Update, T>& coefficients, const GradTransform<T>& transform_,
-                             T* param, const G* grad, T* const* state, std::int64_t count) {
+                             T* param, const T* grad, T* const* state, std::int64_t count) {
   // Copies: the compiler keeps them in registers only if no store to a tensor could reach them.
   const CoefficientsOf<Update, T> c = coefficients;
   const GradTransform<T> transform = transform_;
@@ -64,61 +71,162 @@ FUSESTEP_HD void update_flat(const CoefficientsOf<Update, T>& coefficients, cons
     for (int k = 0; k < kMaxStates; ++k) {
       if (uses(Update::kStates, k)) __builtin_prefetch(state[k] + i + kAhead, 1);
     }
-    update_vector<Update, T, G>(c, transform, param, grad, state, i);
+    update_vector<Update, T>(c, transform, param, grad, state, i);
   }
   if (i == count) return;
   T* rest[kMaxStates];
   for (int k = 0; k < kMaxStates; ++k) rest[k] = uses(Update::kStates, k) ? state[k] + i : nullptr;
-  update_tail<Update, T, G>(c, transform, param + i, grad + i, rest, count - i);
+  update_tail<Update, T>(c, transform, param + i, grad + i, rest, count - i);
 }
 
-template <class Update, class T, class G>
-void update_strided(const CoefficientsOf<Update, T>& c, const GradTransform<T>& transform, const UpdateTensor& tensor,
-                    std::int64_t first, std::int64_t count) {
-  T param_buffer[kStridedBuffer];
-  G grad_buffer[kStridedBuffer];
-  T state_buffer[kMaxStates][kStridedBuffer];
-  T* state_buffers[kMaxStates];
-  for (int k = 0; k < kMaxStates; ++k) state_buffers[k] = state_buffer[k];
+// Elements that are converted together.
+constexpr std::int64_t kChunk = kStridedBuffer;
 
-  StridedCursor cursor(*tensor.layout, first);
+template <class T>
+constexpr DType kArithmeticDType = sizeof(T) == 8 ? DType::float64 : DType::float32;
+
+// The 16 bits of elements [first, first + count), at `numbers` + first % kRandomBlock.
+FUSESTEP_HD const std::uint16_t* draw_numbers(const RoundingDraw& draw, std::int64_t first, std::int64_t count,
+                                              std::uint16_t* numbers) {
+  const std::int64_t begin = first / kRandomBlock * kRandomBlock;
+  for (std::int64_t block = begin; block < first + count; block += kRandomBlock) {
+    random_block(block, numbers + (block - begin),
+                 [&](Vec<std::uint32_t> low, std::uint32_t high) { return rounding_words(draw, low, high); });
+  }
+  return numbers + (first - begin);
+}
+
+// The tensor that the arithmetic updates: a parameter with a float32 copy is that copy.
+FUSESTEP_HD int arithmetic_operand(const UpdateTensor& tensor, int operand) {
+  return operand == 0 && tensor.rounding == Rounding::master ? kCompanion : operand;
+}
+
+// Whether the arithmetic can use the operand's own memory.
+template <class T>
+FUSESTEP_HD bool in_place(const UpdateTensor& tensor, int operand) {
+  return tensor.layout == nullptr && tensor.dtype[operand] == kArithmeticDType<T>;
+}
+
+template <class T>
+FUSESTEP_HD void load_elements(T* to, const UpdateTensor& tensor, int operand, const ElementCursor& cursor,
+                               std::int64_t count) {
+  const std::int64_t element = cursor.offset(operand);
+  const std::int64_t step = cursor.step(operand);
+  void* const data = tensor.operand[operand];
+  if (tensor.dtype[operand] == kArithmeticDType<T>) {
+    gather(to, static_cast<const T*>(data) + element, step, count);
+    return;
+  }
+  if constexpr (sizeof(T) == sizeof(float)) {
+    with_half(data, tensor.dtype[operand], element, [&](const auto* from) { widen(to, from, step, count); });
+    if (operand != 0 || tensor.rounding != Rounding::kahan) return;
+    const std::int64_t low = cursor.offset(kCompanion);
+    with_half(tensor.operand[kCompanion], tensor.dtype[kCompanion], low, [&](const auto* from) {
+      for (std::int64_t i = 0; i < count; ++i) to[i] += to_float(from[i * cursor.step(kCompanion)]);
+    });
+  }
+}
+
+// numbers: where rounding is stochastic.
+template <class T>
+FUSESTEP_HD void store_elements(const UpdateTensor& tensor, int operand, const ElementCursor& cursor, const T* from,
+                                std::int64_t count, const std::uint16_t* numbers) {
+  const std::int64_t element = cursor.offset(operand);
+  const std::int64_t step = cursor.step(operand);
+  void* const data = tensor.operand[operand];
+  if (tensor.dtype[operand] == kArithmeticDType<T>) {
+    scatter(static_cast<T*>(data) + element, step, from, count);
+    return;
+  }
+  if constexpr (sizeof(T) == sizeof(float)) {
+    with_half(data, tensor.dtype[operand], element, [&]<class S>(S* to) {
+      if (tensor.rounding == Rounding::stochastic) {
+        narrow_stochastic(to, step, from, count, numbers);
+      } else {
+        narrow(to, step, from, count);
+      }
+      if (operand != 0 || tensor.rounding != Rounding::kahan) return;
+      S* const low = static_cast<S*>(tensor.operand[kCompanion]) + cursor.offset(kCompanion);
+      narrow_each(low, cursor.step(kCompanion), count, from,
+                  [](std::int64_t /*i*/, float x) { return split<S>(x).low; });
+    });
+  }
+}
+
+template <class Update, class T>
+void update_converted(const CoefficientsOf<Update, T>& c, const GradTransform<T>& transform, const UpdateTensor& tensor,
+                      RoundingDraw draw, std::int64_t first, std::int64_t count) {
+  T buffer[kCompanion][kChunk];
+  std::uint16_t numbers[kChunk + kRandomBlock];
+  std::uint16_t rotated[kChunk];
+  ElementCursor from(tensor.layout, first);
+  ElementCursor to(tensor.layout, first);
+  const auto for_each_operand = [&](const auto& visit) {
+    for (int k = 0; k < kCompanion; ++k) {
+      if (k < kFirstState || uses(Update::kStates, k - kFirstState)) visit(k, arithmetic_operand(tensor, k));
+    }
+  };
   while (count > 0) {
-    const std::int64_t n = std::min({count, cursor.run(), kStridedBuffer});
-    T* param = static_cast<T*>(tensor.operand[0]) + cursor.offset(0);
-    const G* grad = static_cast<const G*>(tensor.operand[1]) + cursor.offset(1);
-    T* state[kMaxStates];
-    gather(param_buffer, param, cursor.step(0), n);
-    gather(grad_buffer, grad, cursor.step(1), n);
-    for (int k = 0; k < kMaxStates; ++k) {
-      if (!uses(Update::kStates, k)) continue;
-      state[k] = static_cast<T*>(tensor.operand[2 + k]) + cursor.offset(2 + k);
-      gather(state_buffer[k], state[k], cursor.step(2 + k), n);
+    const std::int64_t n = std::min(count, kChunk - first % kChunk);
+    T* at[kCompanion] = {};
+    for_each_operand([&](int k, int operand) {
+      at[k] = in_place<T>(tensor, operand) ? static_cast<T*>(tensor.operand[operand]) + first : buffer[k];
+    });
+    for_each_run(from, n, [&](std::int64_t i, std::int64_t run) {
+      for_each_operand([&](int k, int operand) {
+        if (at[k] == buffer[k]) load_elements(at[k] + i, tensor, operand, from, run);
+      });
+    });
+    update_flat<Update, T>(c, transform, at[0], at[1], at + kFirstState, n);
+    const bool stochastic = tensor.rounding == Rounding::stochastic;
+    const std::uint16_t* const drawn = stochastic ? draw_numbers(draw, first, n, numbers) : nullptr;
+    for_each_operand([&](int k, int operand) {
+      if (k == 1 || at[k] != buffer[k]) return;
+      const std::uint16_t* own = drawn;
+      if (stochastic && k >= kFirstState) {
+        for (std::int64_t i = 0; i < n; ++i) {
+          rotated[i] = static_cast<std::uint16_t>(rotate_number(drawn[i], k - kFirstState));
+        }
+        own = rotated;
+      }
+      ElementCursor cursor = to;
+      for_each_run(cursor, n, [&](std::int64_t i, std::int64_t run) {
+        store_elements(tensor, operand, cursor, at[k] + i, run, stochastic ? own + i : nullptr);
+      });
+    });
+    if (tensor.rounding == Rounding::master) {
+      ElementCursor cursor = to;
+      for_each_run(cursor, n, [&](std::int64_t i, std::int64_t run) {
+        store_elements(tensor, 0, cursor, at[0] + i, run, nullptr);
+      });
     }
-    update_flat<Update, T, G>(c, transform, param_buffer, grad_buffer, state_buffers, n);
-    scatter(param, cursor.step(0), param_buffer, n);
-    for (int k = 0; k < kMaxStates; ++k) {
-      if (uses(Update::kStates, k)) scatter(state[k], cursor.step(2 + k), state_buffer[k], n);
-    }
-    cursor.advance(n);
+    to = from;
+    first += n;
     count -= n;
   }
 }
 
-template <class Update, class T, class G>
+template <class Update, class T>
 void update_slice(const UpdateJob& job, std::int64_t slice) {
   const GradTransform<T> transform{static_cast<T>(job.transform.scale), static_cast<T>(job.transform.limit)};
   for_each_piece(job, slice, [&](const UpdateTensor& tensor, std::int64_t first, std::int64_t count) {
-    const auto& c = *reinterpret_cast<const CoefficientsOf<Update, T>*>(job.coefficients + tensor.coefficients);
-    if (tensor.layout != nullptr) {
-      update_strided<Update, T, G>(c, transform, tensor, first, count);
+    const unsigned char* const header = job.coefficients + tensor.coefficients;
+    const auto& c = *reinterpret_cast<const CoefficientsOf<Update, T>*>(header + sizeof(UpdateHeader));
+    bool all_in_place = tensor.rounding == Rounding::nearest && in_place<T>(tensor, 0) && in_place<T>(tensor, 1);
+    for (int k = 0; k < kMaxStates; ++k) {
+      if (uses(Update::kStates, k)) all_in_place = all_in_place && in_place<T>(tensor, kFirstState + k);
+    }
+    if (!all_in_place) {
+      const RoundingDraw draw{job.seed, tensor.parameter, reinterpret_cast<const UpdateHeader*>(header)->step};
+      update_converted<Update, T>(c, transform, tensor, draw, first, count);
       return;
     }
-    T* state[kMaxStates];
+    T* state[kMaxStates] = {};
     for (int k = 0; k < kMaxStates; ++k) {
-      state[k] = uses(Update::kStates, k) ? static_cast<T*>(tensor.operand[2 + k]) + first : nullptr;
+      if (uses(Update::kStates, k)) state[k] = static_cast<T*>(tensor.operand[kFirstState + k]) + first;
     }
-    update_flat<Update, T, G>(c, transform, static_cast<T*>(tensor.operand[0]) + first,
-                              static_cast<const G*>(tensor.operand[1]) + first, state, count);
+    update_flat<Update, T>(c, transform, static_cast<T*>(tensor.operand[0]) + first,
+                           static_cast<const T*>(tensor.operand[1]) + first, state, count);
   });
 }
 
@@ -128,10 +236,8 @@ void fill_updates(CpuKernels& kernels) {
   int variant = 0;
   for_each_type(UpdateVariants{}, [&]<class Update>(TypeList<Update>) {
     auto& row = kernels.update[variant++];
-    row[static_cast<int>(DTypePair::f32_f32)] = update_slice<Update, float, float>;
-    row[static_cast<int>(DTypePair::f32_bf16)] = update_slice<Update, float, BFloat16>;
-    row[static_cast<int>(DTypePair::f32_f16)] = update_slice<Update, float, Float16>;
-    row[static_cast<int>(DTypePair::f64_f64)] = update_slice<Update, double, double>;
+    row[static_cast<int>(Arithmetic::float32)] = update_slice<Update, float>;
+    row[static_cast<int>(Arithmetic::float64)] = update_slice<Update, double>;
   });
 }
 

@@ -1,0 +1,87 @@
+// How a float32 result is stored as a 16-bit float: to the nearest (math/lowp.h), to one of its two neighbours at
+// random, or as a sum of two 16-bit floats.
+#pragma once
+
+#include <cstdint>
+
+#include "math/lowp.h"
+#include "math/philox.h"
+
+namespace fusestep {
+
+// How the update of a parameter is rounded, beside the dtypes of its tensors.
+enum class Rounding : std::uint8_t {
+  nearest,
+  stochastic,  // up or down with probabilities that make the expectation exact
+  kahan,       // the parameter is the sum of two 16-bit floats, itself and a compensation
+  master       // the parameter is a rounded copy of a float32 tensor
+};
+
+// Stochastic rounding draws 16 bits for each element: a function of the seed, the number of the step, the number of the
+// parameter and the position of the element in C order, and of nothing else. So the bits are the same on every device,
+// with any number of threads and processes. Eight neighbouring elements share a Philox call, with the counter
+//   (lower and upper word of element / 8, parameter, step)
+// kRoundingStream keeps the key apart from that of a dropout mask with the same seed.
+inline constexpr int kRoundingGroup = 8;
+inline constexpr std::uint64_t kRoundingStream = 0x9d3f6c1b5a2e8047u;
+
+struct RoundingDraw {
+  std::uint64_t seed;
+  std::uint32_t parameter;
+  std::uint32_t step;
+};
+
+// `group`: element / 8 of each lane of W. Its lower words must not overflow within a vector.
+template <class W>
+FUSESTEP_HD PhiloxWords<W> rounding_words(const RoundingDraw& draw, W group_low, std::uint32_t group_high) {
+  return philox<W>({{group_low, W(group_high), W(draw.parameter), W(draw.step)}}, draw.seed ^ kRoundingStream);
+}
+
+// The 16 bits of the parameter serve its states too, rotated: each of them is uniform.
+FUSESTEP_HD std::uint32_t rotate_number(std::uint32_t number, int state) {
+  const int by = 5 * (state + 1);
+  return (number << by | number >> (16 - by)) & 0xffffu;
+}
+
+// Of the two neighbours of x the one away from zero with probability (|x| - |lower|) / (their distance), rounded to a
+// multiple of 2^-16 (of 2^-13 for normal Float16, whose distance has 13 bits). number: 16 random bits.
+FUSESTEP_HD BFloat16 to_bfloat16_stochastic(float x, std::uint32_t number) {
+  const std::uint32_t bits = bits_of(x);
+  const bool finite = (bits & 0x7f800000u) != 0x7f800000u;
+  const std::uint32_t rounded = (bits + number) >> 16;
+  return {static_cast<std::uint16_t>(finite ? rounded : to_bfloat16(x).bits)};
+}
+
+FUSESTEP_HD Float16 to_float16_stochastic(float x, std::uint32_t number) {
+  const std::uint32_t bits = bits_of(x);
+  const std::uint32_t sign = bits >> 16 & 0x8000u;
+  const std::uint32_t magnitude = bits & 0x7fffffffu;
+  if (magnitude >= 0x47800000u) return to_float16(x);  // 65536 and above, inf, NaN
+  std::uint32_t half;
+  if (magnitude < 0x38800000u) {  // below 2^-14: multiples of 2^-24, so of 2^16 in units of 2^-40
+    half = (static_cast<std::uint32_t>(static_cast<std::int32_t>(float_of(magnitude) * 0x1p40f)) + number) >> 16;
+  } else {
+    half = (magnitude - 0x38000000u + (number >> 3)) >> 13;
+  }
+  return {static_cast<std::uint16_t>(sign | half)};
+}
+
+// high + low is value, as far as two 16-bit floats hold it: both are rounded to the nearest.
+template <class S>
+struct SplitFloat {
+  S high;
+  S low;
+};
+
+FUSESTEP_HD BFloat16 narrowed(float x, BFloat16 /*as*/) { return to_bfloat16(x); }
+FUSESTEP_HD Float16 narrowed(float x, Float16 /*as*/) { return to_float16(x); }
+
+template <class S>
+FUSESTEP_HD SplitFloat<S> split(float value) {
+  const S high = narrowed(value, S{});
+  const float rest = value - to_float(high);
+  // inf - inf: an infinite parameter must stay one.
+  return {high, narrowed(rest == rest ? rest : 0.0f, S{})};
+}
+
+}  // namespace fusestep
