@@ -74,10 +74,41 @@ class Steps {
   ItemList list_;
 };
 
-// One group: (options, params, grads, states, steps).
+// The options "rounding", "master_weights" and "seed" of a group.
+GroupRounding read_rounding(const py::dict& options, const char* operation, std::int64_t group) {
+  const auto option = [&](const char* name) -> py::object {
+    PyObject* value = PyDict_GetItemString(options.ptr(), name);
+    if (value == nullptr) return py::none();
+    return py::reinterpret_borrow<py::object>(value);
+  };
+  GroupRounding rounding;
+  const py::object word = option("rounding");
+  const py::object master = option("master_weights");
+  const Argument argument{operation, "rounding", -1, group};
+  if (!master.is_none() && read_bool(master, {operation, "master_weights", -1, group})) {
+    if (!word.is_none()) {
+      refuse_value(argument, "None with master_weights=True", text_of(word),
+                   "The float32 copy needs no other rounding than to the nearest.");
+    }
+    rounding.rounding = Rounding::master;
+  } else if (!word.is_none()) {
+    const std::string given = py::isinstance<py::str>(word) ? py::cast<std::string>(word) : "";
+    if (given != "stochastic" && given != "kahan") {
+      refuse_value(argument, "None, \"stochastic\" or \"kahan\"", text_of(word));
+    }
+    rounding.rounding = given == "kahan" ? Rounding::kahan : Rounding::stochastic;
+  }
+  if (rounding.rounding == Rounding::stochastic) {
+    rounding.seed = read_unsigned(option("seed"), UINT64_MAX, {operation, "seed", -1, group});
+  }
+  return rounding;
+}
+
+// One group: (options, params, grads, states, steps, companions, numbers). `companions`: compensations or float32
+// copies, where the rounding has them. `numbers`: of each parameter among all of the optimizer; None: 0, 1, ...
 template <class O>
 void add_group(StepPlan& plan, TensorReader& reader, const py::tuple& group, const typename O::Options& options,
-               bool deferred, const char* operation, std::int64_t group_index) {
+               const GroupRounding& rounding, bool deferred, const char* operation, std::int64_t group_index) {
   const auto list_argument = [&](const char* name) { return Argument{operation, name, -1, group_index}; };
   const ItemList params(group[1], list_argument("params"));
   const ItemList grads(group[2], list_argument("grads"));
@@ -93,6 +124,13 @@ void add_group(StepPlan& plan, TensorReader& reader, const py::tuple& group, con
     states[k].check_length(params.size(), argument);
   }
   const Steps steps(group[4], params.size(), deferred, operation, group_index);
+  const bool kahan = rounding.rounding == Rounding::kahan;
+  const char* const companion_name = kahan ? "compensations" : "master_params";
+  ItemList companions;
+  if (kahan || rounding.rounding == Rounding::master) {
+    companions = ItemList(group[5], list_argument(companion_name));
+    companions.check_length(params.size(), list_argument(companion_name));
+  }
 
   plan.reserve(params.size());
   for (std::size_t i = 0; i < params.size(); ++i) {
@@ -104,8 +142,15 @@ void add_group(StepPlan& plan, TensorReader& reader, const py::tuple& group, con
       if (uses(used, k))
         tensor.states[k] = reader.read(states[k][i], {operation, O::kStateNames[k], index, group_index});
     }
+    if (companions.size() != 0) {
+      tensor.companion = reader.read(companions[i], {operation, companion_name, index, group_index});
+    }
+    tensor.number = static_cast<std::uint32_t>(i);
+    if (rounding.rounding == Rounding::stochastic && !group[6].is_none()) {
+      tensor.number = py::cast<std::uint32_t>(py::reinterpret_borrow<py::sequence>(group[6])[i]);
+    }
     steps.read(i, reader, tensor);
-    plan.add<O>(options, tensor, group_index, index);
+    plan.add<O>(options, rounding, tensor, group_index, index);
   }
 }
 
@@ -142,7 +187,9 @@ py::tuple optimizer_step(const char* operation, const py::list& groups, const py
   if (deferred) plan.defer<O>(read_deferred(*deferred, reader, operation));
   // The plan knows groups by the address of their options: these stay where they are.
   std::vector<typename O::Options> options;
+  std::vector<GroupRounding> roundings;
   options.reserve(groups.size());
+  roundings.reserve(groups.size());
   for (std::size_t g = 0; g < groups.size(); ++g) {
     const auto group_index = groups.size() == 1 ? -1 : static_cast<std::int64_t>(g);
     const auto group = py::reinterpret_borrow<py::tuple>(groups[g]);
@@ -150,8 +197,9 @@ py::tuple optimizer_step(const char* operation, const py::list& groups, const py
     const TensorView lr =
         deferred ? take_lr_on_device(given, reader, {operation, "lr", -1, group_index}) : TensorView{};
     options.push_back(read_options<O>(given, operation, group_index));
+    roundings.push_back(read_rounding(given, operation, group_index));
     if (deferred) plan.defer_group(options.back(), lr);
-    add_group<O>(plan, reader, group, options.back(), deferred.has_value(), operation, group_index);
+    add_group<O>(plan, reader, group, options.back(), roundings.back(), deferred.has_value(), operation, group_index);
   }
   plan.check_together();
   const Stream stream = reader.stream_of(plan.device());
@@ -191,6 +239,7 @@ void bind_optim(py::module_& m) {
       "check_options",
       [](const std::string& operation, const std::string& name, const py::dict& options) {
         with_optimizer(name, [&]<class O>(TypeList<O>) { read_options<O>(options, operation.c_str(), -1); });
+        read_rounding(options, operation.c_str(), -1);
       },
       py::arg("operation"), py::arg("name"), py::arg("options"),
       "Refuses hyperparameters that the optimizer cannot take. Keys that are none of its options are left alone.");
@@ -220,7 +269,8 @@ void bind_optim(py::module_& m) {
         return result;
       },
       py::arg("operation"), py::arg("name"), py::arg("groups"), py::arg("clipping"), py::arg("deferred") = py::none(),
-      "One step over all groups, each (options, params, grads, states, steps). Returns (norm or None, applied). "
+      "One step over all groups, each (options, params, grads, states, steps, companions, numbers). Returns (norm or "
+      "None, applied). "
       "`deferred`: the host does not wait and learns nothing; what the device reads and writes instead.");
 }
 

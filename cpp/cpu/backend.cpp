@@ -27,15 +27,10 @@ void rewrite(const GradJob& job, GradTransform<double> transform, const Stream& 
   for_each_slice(job.numel, [&](std::int64_t s) { cpu_kernels().transform(job, transform, s); });
 }
 
-void update(const UpdateBatch& batch, const unsigned char* coefficients, std::uint64_t seed,
-            GradTransform<double> transform) {
+void update(const UpdateBatch& batch, const unsigned char* coefficients, GradTransform<double> transform) {
   if (batch.maximize) transform.scale = -transform.scale;
-  const UpdateJob job{batch.tensors.data(),
-                      static_cast<std::int64_t>(batch.tensors.size()) - 1,
-                      batch.tensors.back().begin,
-                      coefficients,
-                      seed,
-                      transform};
+  const UpdateJob job{batch.tensors.data(), static_cast<std::int64_t>(batch.tensors.size()) - 1,
+                      batch.tensors.back().begin, coefficients, transform};
   const auto update_slice = cpu_kernels().update[batch.variant][static_cast<int>(batch.arithmetic)];
   for_each_slice(job.numel, [&](std::int64_t slice) { update_slice(job, slice); });
 }
@@ -44,7 +39,7 @@ StepResult step(const StepJob& job, const Stream& stream) {
   return step_on_host(
       job, [&] { return norm(job.grads, job.clipping.norm_kind); },
       [&](const UpdateBatch& batch, GradTransform<double> transform) {
-        update(batch, job.coefficients.data(), job.seed, transform);
+        update(batch, job.coefficients.data(), transform);
       },
       [&](GradTransform<double> transform) { rewrite(job.grads, transform, stream); });
 }

@@ -15,7 +15,6 @@ struct UpdateJob {
   std::int64_t num_tensors;
   std::int64_t numel;
   const unsigned char* coefficients;
-  std::uint64_t seed;
   GradTransform<double> transform;
 };
 

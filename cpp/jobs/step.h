@@ -31,12 +31,17 @@ struct UpdateTensor {
 
 // What every optimizer's coefficients begin with.
 struct alignas(16) UpdateHeader {
-  std::uint32_t step;  // its lower 32 bits, for stochastic rounding
+  std::uint64_t seed;  // of stochastic rounding
+  std::uint32_t step;  // its lower 32 bits
 };
 
 // The type T that an update is computed in: double for float64 parameters, float for all others.
 enum class Arithmetic { float32, float64 };
 inline constexpr int kArithmetics = 2;
+
+constexpr Arithmetic arithmetic_of(DType dtype) {
+  return dtype == DType::float64 ? Arithmetic::float64 : Arithmetic::float32;
+}
 
 // Tensors that one kernel serves with one sign of the gradient.
 struct UpdateBatch {
@@ -50,9 +55,9 @@ struct UpdateBatch {
 struct PreparedTensor {
   TensorView count;  // of the steps before this one; goes up by one when the step is applied
   std::int32_t group;
-  DType dtype;  // of the parameter
-  std::int64_t
-      coefficients;  // byte offset: room for the header and Update::Coefficients<T>, to be filled on the device
+  Arithmetic arithmetic;
+  std::uint64_t seed;         // of stochastic rounding
+  std::int64_t coefficients;  // byte offset: room for a header and Update::Coefficients<T>, filled on the device
 };
 
 // What a step reads and writes on the device when it runs, so that the host does not wait and a CUDA graph can hold
@@ -73,7 +78,6 @@ struct StepJob {
   const char* operation;
   std::vector<UpdateBatch> batches;
   std::vector<unsigned char> coefficients;  // a header and Update::Coefficients<T> for each distinct (group, step)
-  std::uint64_t seed = 0;                   // of stochastic rounding
   GradJob grads;                            // filled where the clipping needs the norm or rewrites
   Clipping clipping;
   std::vector<TensorView> step_counts;  // 0-dim, in host memory: those that go up by one when the step is applied

@@ -13,7 +13,14 @@ namespace {
 
 bool is_half(DType dtype) { return dtype == DType::float16 || dtype == DType::bfloat16; }
 
-Arithmetic arithmetic_of(DType param) { return param == DType::float64 ? Arithmetic::float64 : Arithmetic::float32; }
+// What goes together: everything float64, or any mixture of float32, bfloat16 and float16.
+void check_same_arithmetic(const TensorView& view, DType param, const Argument& argument) {
+  if (arithmetic_of(view.dtype) == arithmetic_of(param)) return;
+  const std::string expected = arithmetic_of(param) == Arithmetic::float64
+                                   ? std::string("float64 as its parameter is")
+                                   : std::string("float32, bfloat16 or float16 as its parameter is ") + name_of(param);
+  refuse_type(argument, expected, name_of(view.dtype));
+}
 
 }  // namespace
 
@@ -23,8 +30,8 @@ NonfiniteNorm::NonfiniteNorm(const char* operation, double norm)
                          ". Nothing was changed: look for the loss that overflowed, or leave such steps out with "
                          "on_nonfinite=\"skip\".") {}
 
-void StepPlan::check(const StepTensor& tensor, const char* const* state_names, StateSet states, std::int64_t group,
-                     std::int64_t index) {
+void StepPlan::check(const StepTensor& tensor, Rounding rounding, const char* const* state_names, StateSet states,
+                     std::int64_t group, std::int64_t index) {
   const TensorView& param = tensor.param;
   const Argument param_argument{operation_, "params", index, group};
   const Backend& backend = backend_for(param.device, param_argument);
@@ -38,21 +45,12 @@ void StepPlan::check(const StepTensor& tensor, const char* const* state_names, S
   } else if (param.device != device_) {
     refuse_value(param_argument, "the device of the first parameter", "another one", "Make one step for each device.");
   }
-  if (param.dtype != DType::float32 && param.dtype != DType::float64) {
-    refuse_type(param_argument, "float32 or float64", name_of(param.dtype),
-                "Keep a float32 copy of the parameters: 16 bits are too few to add small updates to.");
-  }
   check_writable(param, param_argument);
   overlaps_.writes(param, param_argument);
 
   const Argument grad_argument{operation_, "grads", index, group};
   check_like(tensor.grad, param, grad_argument);
-  if (tensor.grad.dtype != param.dtype && !(is_half(tensor.grad.dtype) && param.dtype == DType::float32)) {
-    refuse_type(grad_argument,
-                param.dtype == DType::float32 ? "float32, bfloat16 or float16 as its parameter is float32"
-                                              : "float64 as its parameter is",
-                name_of(tensor.grad.dtype));
-  }
+  check_same_arithmetic(tensor.grad, param.dtype, grad_argument);
   if (job_.clipping.rewrite_grads) {
     check_writable(tensor.grad, grad_argument);
     overlaps_.writes(tensor.grad, grad_argument);
@@ -65,12 +63,11 @@ void StepPlan::check(const StepTensor& tensor, const char* const* state_names, S
     const TensorView& state = tensor.states[k];
     const Argument argument{operation_, state_names[k], index, group};
     check_like(state, param, argument);
-    if (state.dtype != param.dtype) {
-      refuse_type(argument, std::string(name_of(param.dtype)) + " as its parameter is", name_of(state.dtype));
-    }
+    check_same_arithmetic(state, param.dtype, argument);
     check_writable(state, argument);
     overlaps_.writes(state, argument);
   }
+  check_companion(tensor, rounding, group, index);
 
   if (tensor.step_count.data != nullptr) {
     const Argument argument{operation_, "steps", index, group};
@@ -87,6 +84,23 @@ void StepPlan::check(const StepTensor& tensor, const char* const* state_names, S
   } else if (job_.deferred) {
     refuse_value({operation_, "steps", -1, group}, "a tensor for each count on the device", "numbers");
   }
+}
+
+void StepPlan::check_companion(const StepTensor& tensor, Rounding rounding, std::int64_t group, std::int64_t index) {
+  if (rounding == Rounding::nearest) return;
+  const TensorView& param = tensor.param;
+  if (!is_half(param.dtype)) {
+    refuse_type({operation_, "params", index, group}, "bfloat16 or float16 where rounding or master_weights is given",
+                name_of(param.dtype), "Wider parameters are not rounded to 16 bits: give them a group of their own.");
+  }
+  if (rounding == Rounding::stochastic) return;
+  const bool kahan = rounding == Rounding::kahan;
+  const Argument argument{operation_, kahan ? "compensations" : "master_params", index, group};
+  const DType expected = kahan ? param.dtype : DType::float32;
+  check_like(tensor.companion, param, argument);
+  if (tensor.companion.dtype != expected) refuse_type(argument, name_of(expected), name_of(tensor.companion.dtype));
+  check_writable(tensor.companion, argument);
+  overlaps_.writes(tensor.companion, argument);
 }
 
 void StepPlan::check_can_defer() {
@@ -117,23 +131,25 @@ void StepPlan::check_together() {
   }
 }
 
-void StepPlan::defer_coefficients(const StepTensor& tensor, std::size_t bytes, std::int64_t group) {
+void StepPlan::defer_coefficients(const StepTensor& tensor, std::size_t bytes, std::uint64_t seed, std::int64_t group) {
   last_coefficients_ = job_.coefficients.size();
   job_.coefficients.resize(last_coefficients_ + (bytes + 15) / 16 * 16);
   job_.deferred->tensors.push_back({tensor.step_count, static_cast<std::int32_t>(group < 0 ? 0 : group),
-                                    tensor.param.dtype, static_cast<std::int64_t>(last_coefficients_)});
+                                    arithmetic_of(tensor.param.dtype), seed,
+                                    static_cast<std::int64_t>(last_coefficients_)});
 }
 
 bool StepPlan::reuses_coefficients(const StepTensor& tensor, const void* options) {
-  const bool same = options == last_options_ && tensor.step == last_step_ && tensor.param.dtype == last_dtype_;
+  const bool same =
+      options == last_options_ && tensor.step == last_step_ && arithmetic_of(tensor.param.dtype) == last_arithmetic_;
   last_options_ = options;
   last_step_ = tensor.step;
-  last_dtype_ = tensor.param.dtype;
+  last_arithmetic_ = arithmetic_of(tensor.param.dtype);
   return same;
 }
 
-void StepPlan::push(int variant, bool maximize, const StepTensor& tensor, StateSet states, std::int64_t group,
-                    std::int64_t index) {
+void StepPlan::push(int variant, bool maximize, Rounding rounding, const StepTensor& tensor, StateSet states,
+                    std::int64_t group, std::int64_t index) {
   UpdateBatch& batch = batch_for(variant, arithmetic_of(tensor.param.dtype), maximize);
   const TensorView* views[kMaxOperands] = {&tensor.param, &tensor.grad};
   int operands[kMaxOperands] = {0, 1};
@@ -150,7 +166,17 @@ void StepPlan::push(int variant, bool maximize, const StepTensor& tensor, StateS
     operands[num_views] = kFirstState + k;
     views[num_views++] = &tensor.states[k];
   }
-  update.layout = layouts_.layout_of(views, operands, num_views, {operation_, "params", index, group});
+  if (rounding == Rounding::kahan || rounding == Rounding::master) {
+    update.operand[kCompanion] = tensor.companion.data;
+    update.dtype[kCompanion] = tensor.companion.dtype;
+    operands[num_views] = kCompanion;
+    views[num_views++] = &tensor.companion;
+  }
+  update.rounding = rounding;
+  update.parameter = tensor.number;
+  // Stochastic rounding counts elements in C order, so that its draws do not depend on how the tensor lies in memory.
+  const ElementOrder order = rounding == Rounding::stochastic ? ElementOrder::c_order : ElementOrder::memory;
+  update.layout = layouts_.layout_of(views, operands, num_views, {operation_, "params", index, group}, order);
   update.coefficients = static_cast<std::int64_t>(last_coefficients_);
   UpdateTensor end{};
   end.begin = update.begin + tensor.param.numel;

@@ -19,14 +19,22 @@ struct StepTensor {
   TensorView param;
   TensorView grad;
   TensorView states[kMaxStates];  // those that the variant uses
+  TensorView companion;           // the compensation or the float32 copy, where the rounding has one
   TensorView step_count;          // data == nullptr: the caller counts
   double step = 1;                // 1-based number of this step
+  std::uint32_t number = 0;       // of the parameter among all, for stochastic rounding
+};
+
+// How the parameters of a group are rounded.
+struct GroupRounding {
+  Rounding rounding = Rounding::nearest;
+  std::uint64_t seed = 0;  // of stochastic rounding
 };
 
 class StepPlan {
  public:
-  // Of one parameter: itself, its gradient, its states, its step count.
-  static constexpr std::size_t kMaxArrays = 3 + kMaxStates;
+  // Of one parameter: itself, its gradient, its states, its companion, its step count.
+  static constexpr std::size_t kMaxArrays = 4 + kMaxStates;
 
   StepPlan(const char* operation, const Clipping& clipping) : operation_(operation) {
     job_.operation = operation;
@@ -34,25 +42,27 @@ class StepPlan {
   }
 
   // Adds parameter `index` of group `group` (-1: the only group) under the optimizer O. Refuses what cannot be done.
+  // `options` and `rounding` are those of the group, the same objects for all its parameters.
   template <class O>
-  void add(const typename O::Options& options, const StepTensor& tensor, std::int64_t group, std::int64_t index) {
+  void add(const typename O::Options& options, const GroupRounding& rounding, const StepTensor& tensor,
+           std::int64_t group, std::int64_t index) {
     constexpr int kFirstVariant = first_variant<O>();
     const int variant = O::variant(options);
     const StateSet states = states_of<O>(options);
-    check(tensor, O::kStateNames, states, group, index);
+    check(tensor, rounding.rounding, O::kStateNames, states, group, index);
     if (job_.deferred) {
       defer_coefficients(tensor, sizeof(UpdateHeader) + sizeof(decltype(O::template prepare<double>(options, 1))),
-                         group);
+                         rounding.seed, group);
     }
     if (tensor.param.numel == 0) return;
     if (!job_.deferred && !reuses_coefficients(tensor, &options)) {
-      if (tensor.param.dtype == DType::float32) {
-        push_coefficients(O::template prepare<float>(options, tensor.step), tensor.step);
+      if (arithmetic_of(tensor.param.dtype) == Arithmetic::float32) {
+        push_coefficients(O::template prepare<float>(options, tensor.step), tensor.step, rounding.seed);
       } else {
-        push_coefficients(O::template prepare<double>(options, tensor.step), tensor.step);
+        push_coefficients(O::template prepare<double>(options, tensor.step), tensor.step, rounding.seed);
       }
     }
-    push(kFirstVariant + variant, options.maximize, tensor, states, group, index);
+    push(kFirstVariant + variant, options.maximize, rounding.rounding, tensor, states, group, index);
   }
 
   // Makes this a deferred step of the optimizer O. To be called before the first add; so is defer_group, in the order
@@ -116,22 +126,23 @@ class StepPlan {
   }
 
   template <class C>
-  void push_coefficients(const C& coefficients, double step) {
+  void push_coefficients(const C& coefficients, double step, std::uint64_t seed) {
     const std::size_t rounded = (sizeof(UpdateHeader) + sizeof(C) + 15) / 16 * 16;
     last_coefficients_ = job_.coefficients.size();
     job_.coefficients.resize(job_.coefficients.size() + rounded);
-    const UpdateHeader header{static_cast<std::uint32_t>(static_cast<std::int64_t>(step))};
+    const UpdateHeader header{seed, static_cast<std::uint32_t>(static_cast<std::int64_t>(step))};
     std::memcpy(job_.coefficients.data() + last_coefficients_, &header, sizeof header);
     std::memcpy(job_.coefficients.data() + last_coefficients_ + sizeof header, &coefficients, sizeof(C));
   }
 
-  void check(const StepTensor& tensor, const char* const* state_names, StateSet states, std::int64_t group,
-             std::int64_t index);
+  void check(const StepTensor& tensor, Rounding rounding, const char* const* state_names, StateSet states,
+             std::int64_t group, std::int64_t index);
+  void check_companion(const StepTensor& tensor, Rounding rounding, std::int64_t group, std::int64_t index);
   void check_can_defer();
-  void defer_coefficients(const StepTensor& tensor, std::size_t bytes, std::int64_t group);
+  void defer_coefficients(const StepTensor& tensor, std::size_t bytes, std::uint64_t seed, std::int64_t group);
   bool reuses_coefficients(const StepTensor& tensor, const void* options);
-  void push(int variant, bool maximize, const StepTensor& tensor, StateSet states, std::int64_t group,
-            std::int64_t index);
+  void push(int variant, bool maximize, Rounding rounding, const StepTensor& tensor, StateSet states,
+            std::int64_t group, std::int64_t index);
   UpdateBatch& batch_for(int variant, Arithmetic arithmetic, bool maximize);
 
   const char* operation_;
@@ -145,7 +156,7 @@ class StepPlan {
   std::size_t last_coefficients_ = 0;
   const void* last_options_ = nullptr;
   double last_step_ = 0;
-  DType last_dtype_ = DType::float32;
+  Arithmetic last_arithmetic_ = Arithmetic::float32;
 };
 
 }  // namespace fusestep

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import exact
@@ -21,6 +21,7 @@ class Problem:
     params: list[Any]
     grads: list[Any]
     states: list[list[Any] | None]  # in the order of fusestep.ops, None where the options do not use one
+    rounding: dict[str, Any] = field(default_factory=dict)  # of 16-bit parameters: the keywords of fusestep.ops
 
     def step(self, number: int, **clipping) -> float | None:
         from fusestep import ops
@@ -32,6 +33,7 @@ class Problem:
             *self.states,
             step=number,
             **self.optimizer.step_options(self.options),
+            **self.rounding,
             **clipping,
         )
 
@@ -53,8 +55,11 @@ def make(
     kind="torch",
     layout=None,
     mid_run=False,
+    state_dtype=None,
 ):
     """A problem of random numbers. `mid_run`: the states hold something other than their start.
+
+    `state_dtype`: default that of the parameters.
 
     `layout` lays out params and states; gradients stay contiguous, as autograd often leaves them, unless it
     is a pair.
@@ -69,13 +74,13 @@ def make(
     grads = [to(rng.standard_normal(shape), grad_dtype, grad_layout) for shape in shapes]
     states = []
     for i, state in enumerate(optimizer.states):
-        values = [optimizer.initial_states(options, shape, dtype)[i] for shape in shapes]
+        values = [optimizer.initial_states(options, shape, "float64")[i] for shape in shapes]
         used = state in optimizer.used_states(options)
         if used and mid_run:
             values = [rng.standard_normal(shape) for shape in shapes]
             if state.non_negative:
                 values = [v**2 for v in values]
-        states.append([to(v, dtype, param_layout) for v in values] if used else None)
+        states.append([to(v, state_dtype or dtype, param_layout) for v in values] if used else None)
     return Problem(optimizer, options, params, grads, states)
 
 

@@ -210,14 +210,14 @@ template <class Update, class T>
 void update_slice(const UpdateJob& job, std::int64_t slice) {
   const GradTransform<T> transform{static_cast<T>(job.transform.scale), static_cast<T>(job.transform.limit)};
   for_each_piece(job, slice, [&](const UpdateTensor& tensor, std::int64_t first, std::int64_t count) {
-    const unsigned char* const header = job.coefficients + tensor.coefficients;
-    const auto& c = *reinterpret_cast<const CoefficientsOf<Update, T>*>(header + sizeof(UpdateHeader));
+    const auto& header = *reinterpret_cast<const UpdateHeader*>(job.coefficients + tensor.coefficients);
+    const auto& c = *reinterpret_cast<const CoefficientsOf<Update, T>*>(&header + 1);
     bool all_in_place = tensor.rounding == Rounding::nearest && in_place<T>(tensor, 0) && in_place<T>(tensor, 1);
     for (int k = 0; k < kMaxStates; ++k) {
       if (uses(Update::kStates, k)) all_in_place = all_in_place && in_place<T>(tensor, kFirstState + k);
     }
     if (!all_in_place) {
-      const RoundingDraw draw{job.seed, tensor.parameter, reinterpret_cast<const UpdateHeader*>(header)->step};
+      const RoundingDraw draw{header.seed, tensor.parameter, header.step};
       update_converted<Update, T>(c, transform, tensor, draw, first, count);
       return;
     }

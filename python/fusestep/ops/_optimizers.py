@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fusestep import _core
+from fusestep._refusal import refuse
 
 from ._arrays import bump_versions
 
@@ -24,11 +25,14 @@ CLIPPING: dict[str, Any] = {
     "rewrite_grads": False,
 }
 
+# How 16-bit parameters are rounded.
+ROUNDING: dict[str, Any] = {"rounding": None, "seed": None, "compensations": None, "master_params": None}
+
 _STEP_DOC = """{doc}
 
 Args:
-    params: arrays, float32 or float64, updated in place.
-    grads: arrays of the same shapes; the dtype of the parameter, or bfloat16 or float16 for a float32 parameter.
+    params: arrays, float32, bfloat16, float16 or float64, updated in place. All but float64 is computed in float32.
+    grads: arrays of the same shapes; float64 for a float64 parameter, else any of the other three.
 {states}
     step: the number of this step, from 1 on; or a list with one number for each parameter, or with a 0-dim array for
         each that holds the count of steps before this one and is incremented.
@@ -42,6 +46,14 @@ Args:
         computes. None: "skip" if max_grad_norm is given, else "propagate".
     grad_scale: gradients are divided by this first (loss scaling).
     rewrite_grads: also store the gradients as they were used, unscaled and clipped.
+    rounding: of 16-bit parameters. None: each result is rounded to the nearest once. "stochastic": up or down at random,
+        with the result as the expectation, 16-bit states too; a function of seed, step, position in `params` and
+        position in the array (in C order) alone. "kahan": the parameter is params[i] + compensations[i], which holds 16
+        bits of mantissa for bfloat16 and 22 for float16.
+    seed: 0 to 2**64 - 1; needed where rounding is "stochastic".
+    compensations: for rounding="kahan": arrays of the shapes and dtypes of params, zero before the first step, updated in
+        place.
+    master_params: float32 arrays of the shapes of params: these are updated, and params become their rounded copies.
 
 Returns:
     The norm of the gradients before clipping, or None where neither max_grad_norm nor on_nonfinite asked for it.
@@ -63,7 +75,7 @@ def _optimizer(name: str, description: _core._Optimizer) -> Callable[..., float 
     keywords = [inspect.Parameter("step", inspect.Parameter.KEYWORD_ONLY)]
     keywords += [
         inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=default)
-        for option, default in {**options, **CLIPPING}.items()
+        for option, default in {**options, **CLIPPING, **ROUNDING}.items()
     ]
     signature = inspect.Signature(positional + keywords, return_annotation="float | None")
 
@@ -73,10 +85,13 @@ def _optimizer(name: str, description: _core._Optimizer) -> Callable[..., float 
         except TypeError as error:
             raise TypeError(f"{operation}: {error}") from None
         params, grads = given["params"], given["grads"]
-        group = (given, params, grads, tuple(given.get(s) for s in states), given["step"])
+        companions = _companions(operation, given)
+        group = (given, params, grads, tuple(given.get(s) for s in states), given["step"], companions, None)
         norm, applied = _core.optimizer_step(operation, name, [group], given)
         if applied:
             changed = [params, *(given[s] for s in states if given.get(s) is not None)]
+            if companions is not None:
+                changed.append(companions)
             if given.get("rewrite_grads", False):
                 changed.append(grads)
             bump_versions(array for arrays in changed for array in arrays)
@@ -91,6 +106,15 @@ def _optimizer(name: str, description: _core._Optimizer) -> Callable[..., float 
         options="\n".join(f"    {o}: {docs[o]}." for o in options),
     )
     return optimizer_
+
+
+def _companions(operation: str, given: dict[str, Any]) -> Any:
+    """What the rounding keeps beside the parameters. Refuses arrays that the rounding would not use."""
+    kahan, master = given.get("compensations"), given.get("master_params")
+    given["master_weights"] = master is not None
+    if kahan is not None and given.get("rounding") != "kahan":
+        refuse(operation, "compensations", "None unless rounding is 'kahan'", "arrays", error=TypeError)
+    return kahan if master is None else master
 
 
 def grad_norm(grads: Sequence[Any], norm_type: float = 2.0) -> float:

@@ -17,6 +17,7 @@ from .dropout import attention_keep, dropout, dropout_add, dropout_keep, dropout
 from .masked_softmax import masked_softmax, masked_softmax_backward
 from .philox import philox
 from .rmsprop import rmsprop
+from .rounding import round_stochastic, rounding_numbers, state_numbers
 from .sgd import sgd
 
 __all__ = [
@@ -39,5 +40,8 @@ __all__ = [
     "masked_softmax_backward",
     "philox",
     "rmsprop",
+    "round_stochastic",
+    "rounding_numbers",
     "sgd",
+    "state_numbers",
 ]
