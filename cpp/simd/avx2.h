@@ -31,9 +31,17 @@ struct Vec<float> {
   }
   FUSESTEP_HD void store(float* p) const { _mm256_storeu_ps(p, v); }
   FUSESTEP_HD void store(BFloat16* p) const {
-    alignas(32) float lanes[kWidth];
-    _mm256_store_ps(lanes, v);
-    for (int i = 0; i < kWidth; ++i) p[i] = to_bfloat16(lanes[i]);
+    // to_bfloat16 of each lane.
+    const __m256i bits = _mm256_castps_si256(v);
+    const __m256i upper = _mm256_srli_epi32(bits, 16);
+    const __m256i bias = _mm256_add_epi32(_mm256_and_si256(upper, _mm256_set1_epi32(1)), _mm256_set1_epi32(0x7fff));
+    const __m256i nearest = _mm256_srli_epi32(_mm256_add_epi32(bits, bias), 16);
+    const __m256i nan = _mm256_or_si256(upper, _mm256_set1_epi32(0x40));
+    const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+    const __m256i result = _mm256_blendv_epi8(nearest, nan, is_nan);
+    // The instruction packs each half of the vector on its own.
+    const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(result, result), 0x08);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(packed));
   }
   FUSESTEP_HD void store(Float16* p) const {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));

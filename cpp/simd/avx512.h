@@ -31,9 +31,14 @@ struct Vec<float> {
   }
   FUSESTEP_HD void store(float* p) const { _mm512_storeu_ps(p, v); }
   FUSESTEP_HD void store(BFloat16* p) const {
-    alignas(64) float lanes[kWidth];
-    _mm512_store_ps(lanes, v);
-    for (int i = 0; i < kWidth; ++i) p[i] = to_bfloat16(lanes[i]);
+    // to_bfloat16 of each lane.
+    const __m512i bits = _mm512_castps_si512(v);
+    const __m512i upper = _mm512_srli_epi32(bits, 16);
+    const __m512i bias = _mm512_add_epi32(_mm512_and_si512(upper, _mm512_set1_epi32(1)), _mm512_set1_epi32(0x7fff));
+    const __m512i nearest = _mm512_srli_epi32(_mm512_add_epi32(bits, bias), 16);
+    const __m512i nan = _mm512_or_si512(upper, _mm512_set1_epi32(0x40));
+    const __m512i result = _mm512_mask_mov_epi32(nearest, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), nan);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(result));
   }
   FUSESTEP_HD void store(Float16* p) const {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));

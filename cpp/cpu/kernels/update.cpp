@@ -156,8 +156,8 @@ FUSESTEP_HD void store_elements(const UpdateTensor& tensor, int operand, const E
 template <class Update, class T>
 void update_converted(const CoefficientsOf<Update, T>& c, const GradTransform<T>& transform, const UpdateTensor& tensor,
                       RoundingDraw draw, std::int64_t first, std::int64_t count) {
-  T buffer[kCompanion][kChunk];
-  std::uint16_t numbers[kChunk + kRandomBlock];
+  alignas(64) T buffer[kCompanion][kChunk];
+  alignas(64) std::uint16_t numbers[kChunk + kRandomBlock];
   std::uint16_t rotated[kChunk];
   ElementCursor from(tensor.layout, first);
   ElementCursor to(tensor.layout, first);
