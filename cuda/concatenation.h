@@ -27,7 +27,11 @@ struct UpdateTensorOnDevice {
   void* operand[kMaxOperands];
   std::int64_t begin;
   std::int64_t coefficients;
-  std::int32_t layout;  // -1: flat
+  std::int64_t layout;  // -1: flat
+  std::uint32_t parameter;
+  DType dtype[kMaxOperands];
+  Rounding rounding;
+  std::uint8_t unused[5];  // in place of padding: tables are compared as bytes
 };
 
 struct GradTensorOnDevice {
@@ -35,11 +39,15 @@ struct GradTensorOnDevice {
   std::int64_t begin;
   std::int32_t layout;
   DType dtype;
+  std::uint8_t unused[3];  // in place of padding
 };
 
 inline UpdateTensorOnDevice on_device(const UpdateTensor& tensor, std::int32_t layout) {
   UpdateTensorOnDevice entry{};
   std::copy_n(tensor.operand, kMaxOperands, entry.operand);
+  std::copy_n(tensor.dtype, kMaxOperands, entry.dtype);
+  entry.rounding = tensor.rounding;
+  entry.parameter = tensor.parameter;
   entry.begin = tensor.begin;
   entry.coefficients = tensor.coefficients;
   entry.layout = layout;

@@ -16,7 +16,7 @@ struct DropoutArguments {
 template <bool kAdds, class S, class T>
 __device__ __forceinline__ S dropped(const PhiloxWords<std::uint32_t>& words, int i, const DropoutRule& rule, T scale,
                                      S x, S residual) {
-  const T kept = dropout_number(words, i) < rule.threshold ? T(0) : widened<T>(x);
+  const T kept = philox_number(words, i) < rule.threshold ? T(0) : widened<T>(x);
   S out;
   if constexpr (kAdds) {
     narrow(dropout_value(kept, scale, widened<T>(residual)), out);

@@ -153,7 +153,7 @@ __global__ void __launch_bounds__(kRowThreads, 1) softmax_forward(const __grid_c
     const auto words = row.words(first);
     for (int i = 0; i < kDropoutGroup; ++i) {
       if (first + i >= job.keys) continue;
-      const bool kept = !empty && dropout_number(words, i) >= job.dropout.threshold;
+      const bool kept = !empty && philox_number(words, i) >= job.dropout.threshold;
       const T p = kept ? power_of_two(row.score(first + i) - softmax.highest) * factor : T(0);
       narrow(p, out[(first + i) * job.out.column]);
     }
@@ -172,7 +172,7 @@ struct KeyGradient {
     p = power_of_two(row.score(key) - lse * static_cast<T>(kLog2E));
     const bool in_band = key >= row.range.begin && key < row.range.end;
     const bool kept =
-        in_band && dropout_number(words, static_cast<int>(key % kDropoutGroup)) >= row.job.dropout.threshold;
+        in_band && philox_number(words, static_cast<int>(key % kDropoutGroup)) >= row.job.dropout.threshold;
     const S* const grad_out = static_cast<const S*>(grads.grad_out.data) + row_offset(grads.grad_out, row.at);
     grad = kept ? widened<T>(grad_out[key * grads.grad_out.column]) * static_cast<T>(row.job.dropout.scale()) : T(0);
   }

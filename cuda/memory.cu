@@ -70,7 +70,7 @@ AllMemory& all() {
   return *memory;
 }
 
-// While a stream is captured, calls that might disturb it are refused to everybody unless they ask for leave: what is
+// During a capture CUDA refuses calls that might disturb it, unless the thread has asked for this mode. What is
 // allocated and uploaded here is no part of the graph.
 class CaptureLeave {
  public:
@@ -83,11 +83,57 @@ class CaptureLeave {
   cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
 };
 
-const void* captured_table(const Bytes& content, int device) {
+// Memory whose graphs are gone, still to be freed: CUDA calls release() on a thread of its own, where no call of the
+// runtime is allowed.
+class Released {
+ public:
+  static void release(void* memory) {
+    const std::lock_guard<std::mutex> lock(instance().mutex_);
+    instance().memory_.push_back(memory);
+  }
+
+  static void free_all() {
+    std::vector<void*> memory;
+    {
+      const std::lock_guard<std::mutex> lock(instance().mutex_);
+      memory.swap(instance().memory_);
+    }
+    for (void* pointer : memory) check(cudaFree(pointer), "freeing the memory of a CUDA graph");
+  }
+
+ private:
+  static Released& instance() {
+    static auto* released = new Released;  // CUDA may call release() while the process ends
+    return *released;
+  }
+
+  std::mutex mutex_;
+  std::vector<void*> memory_;
+};
+
+// Memory that belongs to the graph which `stream` is captured into: it is freed after the graph and all its executable
+// copies have been destroyed and their work has ended.
+void* graph_memory(cudaStream_t stream, std::size_t bytes) {
+  const CaptureLeave leave;
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  unsigned long long id = 0;
+  cudaGraph_t graph = nullptr;
+  check(cudaStreamGetCaptureInfo(stream, &status, &id, &graph), "asking for the graph of a capture");
+  void* memory = allocate(bytes);
+  cudaUserObject_t owner = nullptr;
+  const cudaError_t made = cudaUserObjectCreate(&owner, memory, Released::release, 1, cudaUserObjectNoDestructorSync);
+  if (made != cudaSuccess) cudaFree(memory);
+  check(made, "giving memory to a CUDA graph");
+  check(cudaGraphRetainUserObject(graph, owner, 1, cudaGraphUserObjectMove), "giving memory to a CUDA graph");
+  return memory;
+}
+
+// Filled at once, by another stream: the upload is no part of the graph.
+const void* captured_table(const Bytes& content, cudaStream_t captured, int device) {
+  void* memory = graph_memory(captured, content.size());
   const CaptureLeave leave;
   cudaStream_t& stream = all().upload_streams[device];
   if (stream == nullptr) check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "creating a stream");
-  void* memory = allocate(content.size());
   check(cudaMemcpyAsync(memory, content.data(), content.size(), cudaMemcpyHostToDevice, stream), "uploading a table");
   check(cudaStreamSynchronize(stream), "uploading a table");
   return memory;
@@ -105,6 +151,7 @@ Session::Session(const Stream& stream)
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   check(cudaStreamIsCapturing(stream_, &status), "asking whether the stream is captured");
   capturing_ = status != cudaStreamCaptureStatusNone;
+  if (!capturing_) Released::free_all();
   ++all().of_stream[{device_, stream_}].session;
 }
 
@@ -114,7 +161,7 @@ Session::~Session() {
 
 const void* Session::table(const Bytes& content) {
   if (content.empty()) return nullptr;
-  if (capturing_) return captured_table(content, device_);
+  if (capturing_) return captured_table(content, stream_, device_);
   StreamMemory& memory = all().of_stream[{device_, stream_}];
   Table* spare = nullptr;  // the longest unused one that is large enough and that no kernel of this session reads
   for (const auto& table : memory.tables) {
@@ -135,11 +182,13 @@ const void* Session::table(const Bytes& content) {
   return spare->device();
 }
 
+std::uint32_t* Session::counter() {
+  // A table of zeros: after each use its content is what it was.
+  return static_cast<std::uint32_t*>(const_cast<void*>(table(Bytes(sizeof(std::uint32_t)))));
+}
+
 unsigned char* Session::scratch(std::size_t bytes) {
-  if (capturing_) {
-    const CaptureLeave leave;
-    return static_cast<unsigned char*>(allocate(bytes));
-  }
+  if (capturing_) return static_cast<unsigned char*>(graph_memory(stream_, bytes));
   StreamMemory& memory = all().of_stream[{device_, stream_}];
   if (memory.scratch_bytes < bytes) {
     void* larger = allocate(bytes + bytes / 2);

@@ -2,8 +2,10 @@
 //
 // Both belong to a stream, whose order protects them: a kernel of the next step runs after those of this one, and so
 // does a copy that overwrites a table. A table is kept as long as its content is asked for, so that a step over the
-// same tensors uploads nothing. While a stream is being captured nothing can be reused: the graph may run at any time
-// later. Then each request gets memory of its own, filled at once and kept until the process ends.
+// same tensors uploads nothing. Contents are compared as bytes, so what is put into a table must have no padding.
+//
+// While a stream is being captured nothing can be reused: the graph may run at any time later. Each request gets memory
+// of its own then, filled at once, which belongs to the graph and is freed after the last of its copies.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -12,6 +14,7 @@
 #include <cstdint>
 #include <cstring>
 #include <mutex>
+#include <type_traits>
 #include <vector>
 
 #include "backend/backend.h"
@@ -35,6 +38,9 @@ class Session {
   // Where `content` lies on the device, for this session's kernels.
   const void* table(const Bytes& content);
 
+  // A number on the device that is 0, and that this session's kernels leave at 0.
+  std::uint32_t* counter();
+
   // Uninitialised, for this session's kernels. One a session: it is the same memory each time.
   unsigned char* scratch(std::size_t bytes);
 
@@ -56,6 +62,7 @@ class Session {
 // Appends the bytes of `count` plain values, aligned for them; returns where they begin.
 template <class T>
 std::size_t append(Bytes& bytes, const T* values, std::size_t count) {
+  static_assert(std::has_unique_object_representations_v<T>, "padding would make equal tables differ");
   const std::size_t begin = (bytes.size() + 15) / 16 * 16;
   bytes.resize(begin + count * sizeof(T));
   if (count > 0) std::memcpy(bytes.data() + begin, values, count * sizeof(T));

@@ -34,7 +34,9 @@ Concatenation<GradTensorOnDevice> concatenate(Session& session, const GradJob& j
   return concatenate(session, job.tensors, job.num_tensors);
 }
 
-Scalar scalar(const TensorView& view) { return {view.data, view.dtype}; }
+Scalar scalar(const TensorView& view) {
+  return {view.data, view.dtype == DType::float32 ? ScalarType::float32 : ScalarType::float64};
+}
 
 double norm(Session& session, const Concatenation<GradTensorOnDevice>& grads, NormKind kind, const Scratch& scratch) {
   launch_norm(kind, {grads, scratch.partial}, session.stream());
@@ -59,10 +61,9 @@ struct Tables {
 };
 
 void launch_update(const UpdateBatch& batch, const UpdateArguments& arguments, cudaStream_t stream) {
-  // In the order of DTypePair.
-  constexpr LaunchUpdate* launchers[] = {launch_update_f32_f32, launch_update_f32_bf16, launch_update_f32_f16,
-                                         launch_update_f64_f64};
-  launchers[static_cast<int>(batch.dtypes)](batch.variant, arguments, stream);
+  const auto launch_arithmetic =
+      batch.arithmetic == Arithmetic::float32 ? launch_update_float32 : launch_update_float64;
+  launch_arithmetic(batch.variant, arguments, stream);
 }
 
 StepResult run_on_host(Session& session, const StepJob& job, const Tables& tables) {
@@ -91,7 +92,7 @@ StepResult run_deferred(Session& session, const StepJob& job, const Tables& tabl
   std::vector<PreparedOnDevice> prepared;
   prepared.reserve(deferred.tensors.size());
   for (const PreparedTensor& tensor : deferred.tensors) {
-    prepared.push_back({scalar(tensor.count), tensor.group, tensor.dtype, tensor.coefficients});
+    prepared.push_back({scalar(tensor.count), tensor.group, tensor.arithmetic, tensor.seed, tensor.coefficients});
   }
   std::vector<Scalar> lr;
   for (const TensorView& view : deferred.lr) lr.push_back(scalar(view));
@@ -114,6 +115,7 @@ StepResult run_deferred(Session& session, const StepJob& job, const Tables& tabl
   decide.norm = scalar(deferred.norm);
   decide.skipped = scalar(deferred.skipped);
   decide.decision = scratch.decision;
+  decide.finished = session.counter();
   decide.prepared = at<PreparedOnDevice>(device, prepared_at);
   decide.num_prepared = static_cast<std::int64_t>(prepared.size());
   decide.options = static_cast<const unsigned char*>(options);

@@ -21,9 +21,9 @@ struct UpdateArguments {
   bool maximize;
 };
 
-// launch_update_<pair>(variant, ...): update.cu, compiled once for each pair of dtypes.
+// launch_update_<arithmetic>(variant, ...): update.cu, compiled once for each.
 using LaunchUpdate = void(int variant, const UpdateArguments&, cudaStream_t);
-LaunchUpdate launch_update_f32_f32, launch_update_f32_bf16, launch_update_f32_f16, launch_update_f64_f64;
+LaunchUpdate launch_update_float32, launch_update_float64;
 
 struct TransformArguments {
   Concatenation<GradTensorOnDevice> elements;
@@ -50,15 +50,18 @@ struct CombineArguments {
 void launch_combine(NormKind kind, const CombineArguments&, cudaStream_t);
 
 // A 0-dim tensor on the device.
+enum class ScalarType : std::uint64_t { float32, float64 };
+
 struct Scalar {
   void* data;  // nullptr: not given
-  DType dtype;
+  ScalarType type;
 };
 
 struct PreparedOnDevice {
   Scalar count;
   std::int32_t group;
-  DType dtype;
+  Arithmetic arithmetic;
+  std::uint64_t seed;
   std::int64_t coefficients;
 };
 
@@ -74,6 +77,7 @@ struct DecideArguments {
   Scalar norm;     // written
   Scalar skipped;  // incremented where the step is left out
   Decision* decision;
+  std::uint32_t* finished;  // blocks; 0 before and after
 
   const PreparedOnDevice* prepared;
   std::int64_t num_prepared;

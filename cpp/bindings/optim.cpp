@@ -198,7 +198,7 @@ py::tuple optimizer_step(const char* operation, const py::list& groups, const py
         deferred ? take_lr_on_device(given, reader, {operation, "lr", -1, group_index}) : TensorView{};
     options.push_back(read_options<O>(given, operation, group_index));
     roundings.push_back(read_rounding(given, operation, group_index));
-    if (deferred) plan.defer_group(options.back(), lr);
+    if (deferred) plan.defer_group<O>(options.back(), lr);
     add_group<O>(plan, reader, group, options.back(), roundings.back(), deferred.has_value(), operation, group_index);
   }
   plan.check_together();

@@ -31,11 +31,6 @@ FUSESTEP_HD DropoutRule dropout_rule(double p, std::uint64_t seed, std::uint32_t
   return {threshold < 65535u ? threshold : 65535u, seed, offset};
 }
 
-// The number of element `i` of the eight: the lower half of a word comes first.
-FUSESTEP_HD std::uint32_t dropout_number(const PhiloxWords<std::uint32_t>& words, int i) {
-  return words.word[i / 2] >> (i % 2 * 16) & 0xffffu;
-}
-
 // Plain dropout of an element, and with a residual added; `kept` is the element, or 0 where it is dropped. V: a number
 // or a vector of them.
 template <class V>

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "backend/backend.h"
 #include "operations/grads.h"
@@ -73,10 +74,17 @@ class StepPlan {
     job_.deferred->optimizer = position_of<O>(Optimizers{});
     check_can_defer();
   }
-  template <class Options>
-  void defer_group(const Options& options, const TensorView& lr) {
-    const auto* bytes = reinterpret_cast<const unsigned char*>(&options);
-    job_.deferred->options.insert(job_.deferred->options.end(), bytes, bytes + sizeof options);
+  template <class O>
+  void defer_group(const typename O::Options& options, const TensorView& lr) {
+    // Member by member: the bytes of the padding stay 0, so that equal options are equal bytes and need no new upload.
+    std::vector<unsigned char>& all = job_.deferred->options;
+    const std::size_t begin = all.size();
+    all.resize(begin + sizeof options);
+    O::visit_options(options, [&](const char* /*name*/, const auto& option, Range /*range*/, const char* /*doc*/) {
+      const auto offset =
+          reinterpret_cast<const unsigned char*>(&option) - reinterpret_cast<const unsigned char*>(&options);
+      copy_option(all.data() + begin + offset, option);
+    });
     job_.deferred->lr.push_back(lr);
   }
 
@@ -100,6 +108,15 @@ class StepPlan {
   }
 
  private:
+  template <class Option>
+  static void copy_option(unsigned char* to, const Option& option) {
+    static_assert(!std::is_class_v<Option> || std::is_same_v<Option, Betas>, "has it padding?");
+    std::memcpy(to, &option, sizeof option);
+  }
+  static void copy_option(unsigned char* to, const Choice& choice) {
+    std::memcpy(to, &choice.value, sizeof choice.value);
+  }
+
   template <class O>
   static constexpr int first_variant() {
     int first = 0;

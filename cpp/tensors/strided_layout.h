@@ -13,7 +13,8 @@ inline constexpr int kMaxOperands = 3 + kMaxStates;  // parameter, gradient, sta
 // Dimensions are merged where all operands allow it, and ordered so that the first operand is visited as contiguously
 // as it can be.
 struct StridedLayout {
-  int ndim;
+  std::int32_t ndim;
+  std::int32_t unused;  // in place of padding: CUDA's tables are compared as bytes
   std::int64_t shape[kMaxDims];
   std::int64_t strides[kMaxOperands][kMaxDims];  // in elements
 };

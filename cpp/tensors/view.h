@@ -4,13 +4,15 @@
 
 #include <cstdint>
 
+#include "math/hd.h"
+
 namespace fusestep {
 
 enum class DType : std::uint8_t { float32, float64, float16, bfloat16, int32, int64, boolean };
 
 constexpr bool is_float(DType dtype) { return dtype <= DType::bfloat16; }
 
-constexpr std::int64_t size_of(DType dtype) {
+FUSESTEP_HD constexpr std::int64_t size_of(DType dtype) {
   switch (dtype) {
     case DType::float64:
     case DType::int64:

@@ -18,13 +18,15 @@ class _Optimizer(TypedDict):
     option_docs: dict[str, str]
     doc: str
 
-# (options, params, grads, states, steps): see optimizer_step in cpp/bindings/optim.cpp.
+# (options, params, grads, states, steps, companions, numbers): see optimizer_step in cpp/bindings/optim.cpp.
 _Group = tuple[
     Mapping[str, Any],
     Sequence[Any],
     Sequence[Any],
     tuple[Sequence[Any] | None, ...],
     int | Sequence[Any],
+    Sequence[Any] | None,
+    Sequence[int] | None,
 ]
 
 def info() -> _Info: ...

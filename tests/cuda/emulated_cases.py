@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import cases
+import emulated_cuda
 import fusestep.optim
 import numpy as np
 import problems
@@ -172,3 +174,43 @@ def test_dropout(layout, dtype, p, rng):
         dropped = np.asarray(kept) == 0
         got = problems.as_numpy(ops.dropout_add(x, residual, p, seed=11, offset=3))
         assert np.all(got[dropped] == rest[dropped])
+
+
+UNUSED = itertools.count(7)
+
+
+# --- uploads and captures -------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("clipping", CLIPPINGS, ids=cases.describe)
+@pytest.mark.parametrize("row", ROWS)
+def test_a_step_uploads_only_what_has_changed(row, clipping):
+    """Over the same tensors nothing; with another rate the options alone."""
+    emulation = emulated_cuda.counters()
+    _, (optimizer, params) = pair(row, row.settings[-1], **clipping)
+    set_grads(params, 0)
+    for _ in range(2):
+        optimizer.step()
+    for number in range(6):
+        if number >= 3:
+            optimizer.param_groups[0]["lr"] = 1e-3 / next(UNUSED)  # a rate whose options no test has uploaded
+        before = emulation.emulation_uploads()
+        optimizer.step()
+        assert emulation.emulation_uploads() - before == (1 if number >= 3 else 0), number
+
+
+def test_the_memory_of_a_graph_goes_with_it():
+    """1,000 captures: nothing is left of them once the next step has run."""
+    emulation = emulated_cuda.counters()
+    optimizer, params = pair(ROWS[0].values[0], max_grad_norm=1.0, rewrite_grads=True)[1]
+    set_grads(params, 0)
+    optimizer.step()
+    before = emulation.emulation_live_allocations()
+    for _ in range(1000):
+        emulation.emulation_begin_capture()
+        try:
+            optimizer.step()
+            ops.dropout(params[1].detach().t(), 0.5, seed=1)
+            assert emulation.emulation_live_allocations() > before
+        finally:
+            emulation.emulation_end_capture_and_destroy_graph()
+        optimizer.step()
+        assert emulation.emulation_live_allocations() == before

@@ -136,17 +136,17 @@ def test_dtypes_of_numpy_alone(dtype):
 @pytest.mark.parametrize(
     ("name", "param", "wrong"),
     [
-        ("params", "float32", "float16"),
-        ("params", "float32", "bfloat16"),
         ("params", "float32", "float8_e5m2"),
+        ("params", "bfloat16", "complex64"),
         ("grads", "float32", "float64"),
         ("grads", "float64", "float32"),
         ("grads", "float64", "float16"),
         ("grads", "float64", "bfloat16"),
         ("exp_avgs", "float32", "float64"),
         ("exp_avgs", "float64", "float32"),
-        ("exp_avg_sqs", "float32", "bfloat16"),
-        ("max_exp_avg_sqs", "float32", "float16"),
+        ("exp_avg_sqs", "float64", "bfloat16"),
+        ("exp_avg_sqs", "bfloat16", "float64"),
+        ("max_exp_avg_sqs", "float16", "int32"),
     ],
 )
 def test_dtypes_that_do_not_go_together(name, param, wrong):
@@ -515,7 +515,7 @@ def test_the_group_is_named_and_the_first_group_untouched():
     groups = []
     for _ in range(2):
         call = good_call()
-        groups.append(({"amsgrad": True}, call["params"], call["grads"], tuple(call[s] for s in STATES), 1))
+        groups.append(({"amsgrad": True}, call["params"], call["grads"], tuple(call[s] for s in STATES), 1, None, None))
     groups[1][2][2] = np.zeros(7, np.float32)
     arrays = [a for group in groups for a in (*group[1], *(x for state in group[3] for x in state))]
     before = image(arrays)

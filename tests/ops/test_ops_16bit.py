@@ -61,7 +61,7 @@ def test_every_mixture_of_dtypes(name, param, grad, state, rng):
     check_nearest(problem, 2, max_grad_norm=0.5, grad_scale=4.0, rewrite_grads=True)
 
 
-# --- stochastic rounding, compensations, float32 copies -----------------------------------------------------------------
+# --- stochastic rounding, compensations, float32 copies --------------------------------------------------------
 LAYOUT_SHAPES = [(), (1,), (6, 35), (33, 9), (4, 5, 70)]
 SEED = 0xFEDCBA9876543210
 

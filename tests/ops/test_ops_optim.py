@@ -314,7 +314,7 @@ def groups_of(optimizer, rng):
 
 def core_step(optimizer, made, steps, clipping):
     groups = [
-        (p.optimizer.step_options(p.options), p.params, p.grads, tuple(p.states), s)
+        (p.optimizer.step_options(p.options), p.params, p.grads, tuple(p.states), s, None, None)
         for p, s in zip(made, steps, strict=True)
     ]
     return _core.optimizer_step("step", optimizer.name, groups, clipping)
@@ -404,7 +404,8 @@ def test_torch_s_param_group_is_taken_as_it_is(rng):
     group = torch.optim.Adam([torch.zeros(3)], lr=0.1).param_groups[0]
     group["lr"] = torch.tensor(0.5)
     before = problem.flat()
-    _core.optimizer_step("step", "adam", [(group, problem.params, problem.grads, tuple(problem.states), 1)], {})
+    groups = [(group, problem.params, problem.grads, tuple(problem.states), 1, None, None)]
+    _core.optimizer_step("step", "adam", groups, {})
     assert_as_expected(problem, expected(problem, before, 1))
 
 

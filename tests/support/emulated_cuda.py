@@ -6,6 +6,7 @@ Then every tensor in CPU memory counts as one on a device, and the tests written
 
 from __future__ import annotations
 
+import ctypes
 import importlib.machinery
 import importlib.util
 import sys
@@ -21,6 +22,14 @@ def module_file() -> Path | None:
             if file.exists():
                 return file
     return None
+
+
+def counters() -> ctypes.CDLL:
+    """The emulation's own functions (emulation.cpp): uploads, live allocations, captures."""
+    library = ctypes.CDLL(str(module_file()))
+    for name in ("emulation_live_allocations", "emulation_uploads"):
+        getattr(library, name).restype = ctypes.c_longlong
+    return library
 
 
 def _install() -> None:

@@ -46,13 +46,13 @@ Args:
         computes. None: "skip" if max_grad_norm is given, else "propagate".
     grad_scale: gradients are divided by this first (loss scaling).
     rewrite_grads: also store the gradients as they were used, unscaled and clipped.
-    rounding: of 16-bit parameters. None: each result is rounded to the nearest once. "stochastic": up or down at random,
-        with the result as the expectation, 16-bit states too; a function of seed, step, position in `params` and
-        position in the array (in C order) alone. "kahan": the parameter is params[i] + compensations[i], which holds 16
-        bits of mantissa for bfloat16 and 22 for float16.
+    rounding: of 16-bit parameters. None: each result is rounded to the nearest once. "stochastic": up or down at
+        random, with the result as the expectation, 16-bit states too; a function of seed, step, position in `params`
+        and position in the array (in C order) alone. "kahan": the parameter is params[i] + compensations[i], which
+        holds 16 bits of mantissa for bfloat16 and 22 for float16.
     seed: 0 to 2**64 - 1; needed where rounding is "stochastic".
-    compensations: for rounding="kahan": arrays of the shapes and dtypes of params, zero before the first step, updated in
-        place.
+    compensations: for rounding="kahan": arrays of the shapes and dtypes of params, zero before the first step,
+        updated in place.
     master_params: float32 arrays of the shapes of params: these are updated, and params become their rounded copies.
 
 Returns:

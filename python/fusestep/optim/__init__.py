@@ -13,8 +13,9 @@ from fusestep import _torch as _torch
 from .adagrad import Adagrad
 from .adam import Adam
 from .adamw import AdamW
-from .base import Clipping, FusedOptimizer
+from .base import FusedOptimizer
+from .options import Clipping, Extras, Precision
 from .rmsprop import RMSprop
 from .sgd import SGD
 
-__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Clipping", "FusedOptimizer", "RMSprop"]
+__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Clipping", "Extras", "FusedOptimizer", "Precision", "RMSprop"]

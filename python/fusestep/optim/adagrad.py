@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from fusestep._refusal import check_number
 
-from .base import Clipping, FusedOptimizer
+from .base import FusedOptimizer
+from .options import Extras
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -40,7 +40,7 @@ class Adagrad(FusedOptimizer):
         capturable: keep step counts and decisions on the CUDA device, as `FusedOptimizer` says; torch has no such
             flag here. The same in all groups. Default: False.
         differentiable: refused unless False.
-        **clipping: see `Clipping`.
+        **extras: see `Clipping` and `Precision`.
 
     Raises:
         TypeError, ValueError: see `FusedOptimizer`.
@@ -63,7 +63,7 @@ class Adagrad(FusedOptimizer):
         differentiable: bool = False,
         fused: bool | None = None,
         capturable: bool = False,
-        **clipping: Unpack[Clipping],
+        **extras: Unpack[Extras],
     ) -> None:
         defaults: dict[str, Any] = {
             "lr": lr,
@@ -78,7 +78,7 @@ class Adagrad(FusedOptimizer):
         }
         if capturable:  # no key of torch's
             defaults["capturable"] = True
-        super().__init__(params, defaults, clipping)
+        super().__init__(params, defaults, extras)
         # torch.optim.Adagrad alone has its state before the first step; a state_dict shows it.
         for group in self.param_groups:
             for p in group["params"]:
@@ -97,10 +97,5 @@ class Adagrad(FusedOptimizer):
 
     def _new_state(self, key: str, param: Tensor, group: dict[str, Any]) -> Tensor:
         if key == "sum":
-            return torch.full_like(
-                param,
-                group["initial_accumulator_value"],
-                memory_format=torch.preserve_format,
-                requires_grad=False,
-            )
+            return super()._new_state(key, param, group).fill_(group["initial_accumulator_value"])
         return super()._new_state(key, param, group)

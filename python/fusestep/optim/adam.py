@@ -10,7 +10,8 @@ from torch.optim.optimizer import ParamsT
 
 from fusestep._refusal import refuse
 
-from .base import Clipping, FusedOptimizer
+from .base import FusedOptimizer
+from .options import Extras
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -42,7 +43,7 @@ class Adam(FusedOptimizer):
         differentiable: refused unless False.
         decoupled_weight_decay: decay the parameter and not the gradient, as `AdamW` does; the same in all
             groups. Default: False.
-        **clipping: see `Clipping`.
+        **extras: see `Clipping` and `Precision`.
 
     Raises:
         TypeError, ValueError: see `FusedOptimizer`.
@@ -70,7 +71,7 @@ class Adam(FusedOptimizer):
         differentiable: bool = False,
         fused: bool | None = None,
         decoupled_weight_decay: bool = False,
-        **clipping: Unpack[Clipping],
+        **extras: Unpack[Extras],
     ) -> None:
         defaults = {
             "lr": lr,
@@ -85,7 +86,7 @@ class Adam(FusedOptimizer):
             "fused": fused,
             "decoupled_weight_decay": decoupled_weight_decay,
         }
-        super().__init__(params, defaults, clipping)
+        super().__init__(params, defaults, extras)
 
     def _kernel(self, groups: Iterable[dict[str, Any]]) -> str:
         # torch keeps the choice between Adam and AdamW in the group; here the one call has one kernel.

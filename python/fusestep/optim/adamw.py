@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from .adam import Adam
-from .base import Clipping, FusedOptimizer
+from .base import FusedOptimizer
+from .options import Extras
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -28,7 +29,7 @@ class AdamW(Adam):
         params, lr, betas, eps, amsgrad, maximize, foreach, capturable, differentiable, fused: as for `Adam`.
         weight_decay: >= 0. Default: 1e-2.
         decay: "lr" or "independent", as above; it may differ between groups. Default: "lr".
-        **clipping: see `Clipping`.
+        **extras: see `Clipping` and `Precision`.
 
     Raises:
         TypeError, ValueError: see `FusedOptimizer`.
@@ -49,7 +50,7 @@ class AdamW(Adam):
         differentiable: bool = False,
         fused: bool | None = None,
         decay: Literal["lr", "independent"] = "lr",
-        **clipping: Unpack[Clipping],
+        **extras: Unpack[Extras],
     ) -> None:
         defaults = {
             "lr": lr,
@@ -66,4 +67,4 @@ class AdamW(Adam):
             "decay": decay,
         }
         # Not Adam's own, which has no place for `decay`.
-        FusedOptimizer.__init__(self, params, defaults, clipping)
+        FusedOptimizer.__init__(self, params, defaults, extras)

@@ -7,62 +7,39 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain, islice
 from operator import is_
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, TypeAlias, TypedDict
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from fusestep import _core, ops
+from fusestep import _core
 from fusestep._refusal import refuse
 
+from .options import CLIPPING_DEFAULTS, PRECISION_DEFAULTS, STATE_DTYPES, Extras
 
-class Clipping(TypedDict, total=False):
-    """The clipping options that every optimizer takes by keyword, and keeps as attributes of these names.
-
-    The attributes may be changed between steps: a run that clips only after the warm-up sets
-    ``opt.max_grad_norm`` when it gets there. They are no part of ``state_dict()``, whose keys are torch's.
-    """
-
-    max_grad_norm: float | None
-    """Clip the gradients of all groups together to this norm, by ``min(1, max_grad_norm / (norm + 1e-6))``
-    as ``torch.nn.utils.clip_grad_norm_`` does; the factor is folded into the update. > 0; inf only measures.
-    Default: None, no clipping."""
-
-    norm_type: float
-    """Which norm: 1, 2 or inf. Default: 2."""
-
-    clip_factor: float | None
-    """Clip in the other form of the literature: where the norm is over ``max_grad_norm``, multiply by this
-    factor in place of the quotient. Default: None."""
-
-    max_grad_value: float | None
-    """Clamp every element of the gradients to [-max_grad_value, max_grad_value]; not together with
-    ``max_grad_norm``. Default: None."""
-
-    on_nonfinite: Literal["skip", "raise", "propagate"] | None
-    """What to do with a norm that is infinite or NaN. "skip": leave everything as it was (parameters,
-    moments, step counts) and count it in ``opt.skipped_steps``; "raise": leave it so too, and raise
-    RuntimeError; "propagate": update with it. "skip" and "raise" take the norm even where nothing is clipped.
-    Default: None, which is "skip" with ``max_grad_norm`` and "propagate" without."""
-
-    rewrite_grads: bool
-    """Also store the unscaled and clipped gradients in ``p.grad``. Default: False, they are only read."""
-
-
-# Their defaults stand once, beside the functions on plain arrays.
-CLIPPING_DEFAULTS: dict[str, Any] = {name: ops.CLIPPING[name] for name in Clipping.__annotations__}
-
-# The options of a group, its parameters, gradients, states and step counts: what _core.optimizer_step takes.
+# The options of a group, its parameters, gradients, states, step counts, companions (what the rounding keeps beside the
+# parameters) and the positions of the parameters among all: what _core.optimizer_step takes.
 Group: TypeAlias = tuple[
-    Mapping[str, Any], Sequence[Any], Sequence[Any], tuple[Sequence[Any] | None, ...], int | Sequence[Any]
+    Mapping[str, Any],
+    Sequence[Any],
+    Sequence[Any],
+    tuple[Sequence[Any] | None, ...],
+    int | Sequence[Any],
+    Sequence[Any] | None,
+    Sequence[int] | None,
 ]
-States: TypeAlias = tuple[tuple[Sequence[Any] | None, ...], int | Sequence[Any]]
+States: TypeAlias = tuple[tuple[Sequence[Any] | None, ...], int | Sequence[Any], Sequence[Any] | None]
 
 # Only where CUDA is emulated in CPU memory, for the tests.
 _CPU_DEFERS = _core.defers(torch.empty(0))
 
 _NO_STATE: Mapping[str, Any] = MappingProxyType({})
+
+
+def _draw_seed() -> int:
+    """From torch's default CPU generator, so that ``torch.manual_seed`` repeats it."""
+    return int(torch.randint(2**63 - 1, (), device="cpu"))
 
 
 class FusedOptimizer(torch.optim.Optimizer):
@@ -74,11 +51,11 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     Args:
         params: tensors, (name, tensor) pairs or dicts of a parameter group, as for ``torch.optim``.
-            float32 or float64, on the CPU or all on one CUDA device, any strides without overlap. Gradients have
-            the dtype of their parameter; float32 parameters also take bfloat16 and float16 gradients. Parameters
-            without a gradient are left alone.
+            float32, bfloat16, float16 or float64, on the CPU or all on one CUDA device, any strides without
+            overlap. Gradients of float64 parameters are float64, of others any of the other three dtypes. All but
+            float64 is computed in float32 and rounded once. Parameters without a gradient are left alone.
         defaults: the options of a parameter group, under torch's names.
-        clipping: see `Clipping`.
+        extras: see `Clipping` and `Precision`.
 
     With ``capturable=True`` (on CUDA; the CPU has no use for it) the step counts are on the device, ``lr`` may
     be a tensor there, and the norm, the clip factor and the decision to skip never leave it: the host does
@@ -111,20 +88,28 @@ class FusedOptimizer(torch.optim.Optimizer):
     grad_norm: float | Tensor | None
     skipped_steps: int | Tensor
 
-    def __init__(self, params: Any, defaults: dict[str, Any], clipping: Clipping) -> None:
-        unknown = clipping.keys() - CLIPPING_DEFAULTS.keys()
+    def __init__(self, params: Any, defaults: dict[str, Any], extras: Extras) -> None:
+        known = {**CLIPPING_DEFAULTS, **PRECISION_DEFAULTS}
+        unknown = extras.keys() - known.keys()
         if unknown:
             refuse(
                 type(self).__name__,
                 min(unknown),
-                f"an argument of torch.optim.{type(self).__name__} or one of {', '.join(CLIPPING_DEFAULTS)}",
+                f"an argument of torch.optim.{type(self).__name__} or one of {', '.join(known)}",
                 "an unknown keyword",
                 error=TypeError,
             )
         for name, default in CLIPPING_DEFAULTS.items():
-            setattr(self, name, clipping.get(name, default))
+            setattr(self, name, extras.get(name, default))
         self.grad_norm = None
         self.skipped_steps = 0
+        # Only where they are asked for: the groups of a state_dict have torch's keys otherwise.
+        given: dict[str, Any] = {**extras}
+        defaults |= {
+            name: given[name] for name, default in PRECISION_DEFAULTS.items() if given.get(name, default) != default
+        }
+        if defaults.get("rounding") == "stochastic":
+            defaults.setdefault("seed", _draw_seed())
         self._check_options(defaults)
         _core.check_clipping(type(self).__name__, self._clipping())
         super().__init__(params, defaults)
@@ -137,7 +122,10 @@ class FusedOptimizer(torch.optim.Optimizer):
                 (torch warns of the first: the update would be applied twice).
         """
         if isinstance(param_group, dict):
-            self._check_options({**self.defaults, **param_group})
+            options = {**self.defaults, **param_group}
+            if options.get("rounding") == "stochastic" and options.get("seed") is None:
+                param_group["seed"] = options["seed"] = _draw_seed()
+            self._check_options(options)
             params = param_group["params"]
             if not isinstance(params, (Tensor, set)):
                 param_group["params"] = params = list(params)
@@ -195,9 +183,9 @@ class FusedOptimizer(torch.optim.Optimizer):
 
         fresh: list[tuple[Tensor, dict[str, Tensor]]] = []
         work: list[Group] = [
-            (group, members, gradients, *self._collect(group, members, states, fresh))
-            for group, members, gradients, states in zip(
-                self.param_groups, params, grads, self._states_of(params), strict=True
+            (group, members, gradients, *self._collect(group, members, states, fresh), numbers)
+            for group, members, gradients, states, numbers in zip(
+                self.param_groups, params, grads, self._states_of(params), self._numbers(params), strict=True
             )
         ]
         if fresh and deferred is not None and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
@@ -243,8 +231,38 @@ class FusedOptimizer(torch.optim.Optimizer):
             empty = list(kinds.values())
             used = [None if option is not None and not group[option] else empty for option in self._states.values()]
             states = tuple(None if column is None else [t.clone() for t in column] for column in used)
-            work.append((group, empty, [t.clone() for t in empty], states, 1))
+            companion = self._companion(group)
+            companions = [self._new_state(companion, p, group) for p in empty] if companion else None
+            work.append((group, empty, [t.clone() for t in empty], states, 1, companions, None))
         _core.optimizer_step(operation, kernel, work, self._clipping())
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over a ``state_dict()`` of this class or of its counterpart in ``torch.optim``.
+
+        The options of the groups become those of the checkpoint; options that it does not have (one of torch's has
+        none of `Precision`) stay as this optimizer was built. Moments get the dtype that the options then ask for,
+        whatever dtype they were saved in; float32 copies stay float32.
+
+        Raises:
+            ValueError: groups or parameters that do not fit (torch's own check).
+        """
+        loaded: list[dict[str, Any]] = []
+        handle = self.register_load_state_dict_pre_hook(lambda _, given: loaded.append(given))  # after all others
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+        # torch has cast every state to the dtype of its parameter.
+        saved = chain.from_iterable(group["params"] for group in loaded[-1]["param_groups"])
+        for group in self.param_groups:
+            for p, name in zip(group["params"], islice(saved, len(group["params"])), strict=True):
+                for key, value in loaded[-1]["state"].get(name, _NO_STATE).items():
+                    if key == "step" or not isinstance(value, Tensor):
+                        continue
+                    dtype = self._state_dtype(key, p, group)
+                    if self.state[p][key].dtype != dtype:
+                        self.state[p][key] = value.to(dtype=dtype, device=p.device, copy=True)
 
     def __getstate__(self) -> dict[str, Any]:
         own = (*CLIPPING_DEFAULTS, "grad_norm", "skipped_steps")
@@ -282,6 +300,9 @@ class FusedOptimizer(torch.optim.Optimizer):
                 "True",
                 f"torch.optim.{operation} has it, the fused step has not.",
             )
+        if options.get("state_dtype") not in STATE_DTYPES:
+            expected = ", ".join(map(str, STATE_DTYPES))
+            refuse(operation, "state_dtype", f"one of {expected}", repr(options["state_dtype"]))
         _core.check_options(operation, self._kernel([options]), options)
 
     def _clipping(self) -> dict[str, Any]:
@@ -369,7 +390,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         used = [key if option is None or group[option] else None for key, option in self._states.items()]
         try:
             columns = tuple(None if key is None else [state[key] for state in states] for key in used)
-            return columns, [state["step"] for state in states]
+            return columns, [state["step"] for state in states], self._companions(group, params, states, fresh)
         except KeyError:
             complete = [self._complete(group, p, state, fresh) for p, state in zip(params, states, strict=True)]
             return self._collect(group, params, complete, fresh)
@@ -399,7 +420,60 @@ class FusedOptimizer(torch.optim.Optimizer):
         fresh.append((param, new))
         return {**state, **new}
 
+    @staticmethod
+    def _companion(group: dict[str, Any]) -> str | None:
+        """The key of what the rounding keeps beside each parameter."""
+        if group.get("rounding") == "kahan":
+            return "compensation"
+        return "master_param" if group.get("master_weights") else None
+
+    def _companions(
+        self,
+        group: dict[str, Any],
+        params: list[Tensor],
+        states: list[Mapping[str, Any]],
+        fresh: list[tuple[Tensor, dict[str, Tensor]]],
+    ) -> list[Tensor] | None:
+        """What the rounding keeps beside the parameters; made where a state, such as torch saves, lacks it."""
+        key = self._companion(group)
+        if key is None:
+            return None
+        companions: list[Tensor] = []
+        for p, state in zip(params, states, strict=True):
+            kept = state.get(key)
+            if kept is None:
+                kept = self._new_state(key, p, group)
+                fresh.append((p, {key: kept}))
+            companions.append(kept)
+        return companions
+
+    def _numbers(self, params: list[list[Tensor]]) -> list[Sequence[int] | None]:
+        """Where rounding is stochastic, the position of each parameter among all of the optimizer; by group."""
+        numbers: list[Sequence[int] | None] = []
+        first = 0
+        for group, members in zip(self.param_groups, params, strict=True):
+            everyone = group["params"]
+            if group.get("rounding") != "stochastic":
+                numbers.append(None)
+            elif members is everyone:
+                numbers.append(range(first, first + len(everyone)))
+            else:
+                numbers.append([first + i for i, p in enumerate(everyone) if p.grad is not None])
+            first += len(everyone)
+        return numbers
+
     def _new_state(self, key: str, param: Tensor, group: dict[str, Any]) -> Tensor:
         if key == "step":
             return torch.zeros((), dtype=torch.float32, device=param.device if group.get("capturable") else "cpu")
-        return torch.zeros_like(param, memory_format=torch.preserve_format)
+        if key == "master_param":
+            return param.detach().to(torch.float32, memory_format=torch.preserve_format, copy=True)
+        return torch.zeros_like(
+            param, dtype=self._state_dtype(key, param, group), memory_format=torch.preserve_format, requires_grad=False
+        )
+
+    @staticmethod
+    def _state_dtype(key: str, param: Tensor, group: dict[str, Any]) -> torch.dtype:
+        if key == "master_param":
+            return torch.float32
+        wanted = None if key == "compensation" or param.dtype == torch.float64 else group.get("state_dtype")
+        return param.dtype if wanted is None else wanted

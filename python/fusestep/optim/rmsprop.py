@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, ClassVar
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from .base import Clipping, FusedOptimizer
+from .base import FusedOptimizer
+from .options import Extras
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -40,7 +41,7 @@ class RMSprop(FusedOptimizer):
         capturable: keep step counts and decisions on the CUDA device, as `FusedOptimizer` says; the same in all
             groups. Default: False.
         differentiable: refused unless False.
-        **clipping: see `Clipping`.
+        **extras: see `Clipping` and `Precision`.
 
     Raises:
         TypeError, ValueError: see `FusedOptimizer`.
@@ -66,7 +67,7 @@ class RMSprop(FusedOptimizer):
         foreach: bool | None = None,
         maximize: bool = False,
         differentiable: bool = False,
-        **clipping: Unpack[Clipping],
+        **extras: Unpack[Extras],
     ) -> None:
         defaults = {
             "lr": lr,
@@ -80,4 +81,4 @@ class RMSprop(FusedOptimizer):
             "maximize": maximize,
             "differentiable": differentiable,
         }
-        super().__init__(params, defaults, clipping)
+        super().__init__(params, defaults, extras)

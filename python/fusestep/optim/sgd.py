@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from .base import Clipping, FusedOptimizer, States
+from .base import FusedOptimizer, States
+from .options import Extras
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -43,7 +44,7 @@ class SGD(FusedOptimizer):
             flag here. The same in all groups. Default: False.
         differentiable: refused unless False.
         form: "torch" or "classical", as above. Default: "torch".
-        **clipping: see `Clipping`.
+        **extras: see `Clipping` and `Precision`.
 
     Raises:
         TypeError, ValueError: see `FusedOptimizer`.
@@ -67,7 +68,7 @@ class SGD(FusedOptimizer):
         fused: bool | None = None,
         capturable: bool = False,
         form: Literal["torch", "classical"] = "torch",
-        **clipping: Unpack[Clipping],
+        **extras: Unpack[Extras],
     ) -> None:
         defaults: dict[str, Any] = {
             "lr": lr,
@@ -83,7 +84,7 @@ class SGD(FusedOptimizer):
         }
         if capturable:  # no key of torch's
             defaults["capturable"] = True
-        super().__init__(params, defaults, clipping)
+        super().__init__(params, defaults, extras)
 
     def _collect(
         self,
@@ -92,10 +93,11 @@ class SGD(FusedOptimizer):
         states: list[Mapping[str, Any]],
         fresh: list[tuple[Tensor, dict[str, Tensor]]],
     ) -> States:
-        if group.get("capturable"):
+        if group.get("capturable") or group.get("rounding") == "stochastic":
             return self._collect_counted(group, params, states, fresh)
+        companions = self._companions(group, params, states, fresh)
         if not group["momentum"]:
-            return (None,), 1
+            return (None,), 1, companions
         # torch counts no steps here: a buffer that is absent (None in some checkpoints) marks the first one.
         buffers: list[Any] = [state.get("momentum_buffer") for state in states]
         steps = [1 if buffer is None else 2 for buffer in buffers]
@@ -104,7 +106,7 @@ class SGD(FusedOptimizer):
                 if buffers[i] is None:
                     buffers[i] = self._new_state("momentum_buffer", p, group)
                     fresh.append((p, {"momentum_buffer": buffers[i]}))
-        return (buffers,), steps
+        return (buffers,), steps, companions
 
     def _collect_counted(
         self,
@@ -113,7 +115,10 @@ class SGD(FusedOptimizer):
         states: list[Mapping[str, Any]],
         fresh: list[tuple[Tensor, dict[str, Tensor]]],
     ) -> States:
-        """The same where the device has to see which step is the first: it counts them, in a state of our own."""
+        """The same where steps must be counted, in a state of our own.
+
+        The device has to see which one is the first; stochastic rounding draws by the number of the step.
+        """
         buffers: list[Any] = []
         steps = []
         for p, state in zip(params, states, strict=True):
@@ -129,4 +134,5 @@ class SGD(FusedOptimizer):
                 fresh.append((p, new))
             buffers.append(buffer)
             steps.append(step)
-        return (buffers if group["momentum"] else None,), steps
+        companions = self._companions(group, params, states, fresh)
+        return (buffers if group["momentum"] else None,), steps, companions

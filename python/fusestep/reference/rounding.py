@@ -26,14 +26,16 @@ def rounding_numbers(shape: tuple[int, ...], *, seed: int, parameter: int, step:
     group = element // np.uint64(8)
     words = philox((group & np.uint64(0xFFFFFFFF), group >> np.uint64(32), parameter, step), seed ^ STREAM)
     halves = np.stack([words[i // 2] >> np.uint64(16 * (i % 2)) & np.uint64(0xFFFF) for i in range(8)])
-    return halves[(element % np.uint64(8)).astype(np.int64), np.arange(element.size)].reshape(shape)
+    numbers: Array = halves[(element % np.uint64(8)).astype(np.int64), np.arange(element.size)].reshape(shape)
+    return numbers
 
 
 def state_numbers(numbers: ArrayLike, state: int) -> Array:
     """The bits that round state tensor `state` (0, 1, ...) of the parameter: those of the parameter, rotated."""
     by = np.uint64(5 * (state + 1))
     number = np.asarray(numbers, np.uint64)
-    return (number << by | number >> (np.uint64(16) - by)) & np.uint64(0xFFFF)
+    rotated: Array = (number << by | number >> (np.uint64(16) - by)) & np.uint64(0xFFFF)
+    return rotated
 
 
 def round_stochastic(values: ArrayLike, numbers: ArrayLike, dtype: str) -> Array:

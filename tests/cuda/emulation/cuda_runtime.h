@@ -25,6 +25,12 @@ struct uint3 {
 extern uint3 threadIdx, blockIdx, blockDim, gridDim;
 
 void __syncthreads();
+inline void __threadfence() {}
+inline unsigned atomicAdd(unsigned* address, unsigned value) {  // one thread runs at a time
+  const unsigned old = *address;
+  *address += value;
+  return old;
+}
 void __syncwarp(unsigned mask = 0xffffffffu);
 
 namespace emulation {
@@ -85,27 +91,30 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
 }
 inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
 inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
-inline cudaError_t cudaMallocHost(void** memory, std::size_t bytes) {
-  *memory = std::malloc(bytes);
-  return *memory == nullptr ? cudaErrorMemoryAllocation : cudaSuccess;
-}
-// New memory holds no zeros on a device either.
-inline cudaError_t cudaMalloc(void** memory, std::size_t bytes) {
-  const cudaError_t error = cudaMallocHost(memory, bytes);
-  if (error == cudaSuccess) std::memset(*memory, 0xff, bytes);
-  return error;
-}
-inline cudaError_t cudaFree(void* memory) { return std::free(memory), cudaSuccess; }
-inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind, cudaStream_t) {
-  return std::memcpy(to, from, bytes), cudaSuccess;
-}
+cudaError_t cudaMallocHost(void** memory, std::size_t bytes);
+cudaError_t cudaMalloc(void** memory, std::size_t bytes);
+cudaError_t cudaFree(void* memory);
+cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind, cudaStream_t);
 inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) { return *event = nullptr, cudaSuccess; }
 inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
 inline cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
 inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) { return *stream = nullptr, cudaSuccess; }
 inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
 inline cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode*) { return cudaSuccess; }
-inline cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
-  *status = cudaStreamCaptureStatusNone;
-  return cudaSuccess;
-}
+
+// Captures: a test begins and ends one (emulation.cpp). The graph is gone as soon as the capture ends.
+struct CUgraph_st;
+struct CUuserObject_st {
+  void* memory;
+  void (*destroy)(void*);
+};
+using cudaGraph_t = CUgraph_st*;
+using cudaUserObject_t = CUuserObject_st*;
+constexpr unsigned cudaUserObjectNoDestructorSync = 1;
+constexpr unsigned cudaGraphUserObjectMove = 1;
+cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status);
+cudaError_t cudaStreamGetCaptureInfo(cudaStream_t, cudaStreamCaptureStatus* status, unsigned long long* id,
+                                     cudaGraph_t* graph);
+cudaError_t cudaUserObjectCreate(cudaUserObject_t* object, void* memory, void (*destroy)(void*), unsigned count,
+                                 unsigned flags);
+cudaError_t cudaGraphRetainUserObject(cudaGraph_t, cudaUserObject_t object, unsigned count, unsigned flags);

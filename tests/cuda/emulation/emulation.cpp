@@ -125,3 +125,76 @@ void run(const char* name, dim3 grid, dim3 block, const std::function<void()>& k
 
 void __syncthreads() { emulation::wait_at(emulation::Place::block_barrier); }
 void __syncwarp(unsigned /*mask*/) { emulation::wait_at(emulation::Place::warp_barrier); }
+
+// --- memory and captures ---
+
+namespace {
+
+long long live_allocations = 0;
+long long uploads = 0;
+bool capturing = false;
+std::vector<cudaUserObject_t> owned_by_graph;
+
+}  // namespace
+
+cudaError_t cudaMallocHost(void** memory, std::size_t bytes) {
+  *memory = std::malloc(bytes);
+  return *memory == nullptr ? cudaErrorMemoryAllocation : cudaSuccess;
+}
+
+cudaError_t cudaMalloc(void** memory, std::size_t bytes) {
+  const cudaError_t error = cudaMallocHost(memory, bytes);
+  if (error != cudaSuccess) return error;
+  std::memset(*memory, 0xff, bytes);  // new memory holds no zeros on a device either
+  ++live_allocations;
+  return error;
+}
+
+cudaError_t cudaFree(void* memory) {
+  if (memory != nullptr) --live_allocations;
+  std::free(memory);
+  return cudaSuccess;
+}
+
+cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind, cudaStream_t) {
+  if (kind == cudaMemcpyHostToDevice) ++uploads;
+  std::memcpy(to, from, bytes);
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
+  *status = capturing ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamGetCaptureInfo(cudaStream_t stream, cudaStreamCaptureStatus* status, unsigned long long* id,
+                                     cudaGraph_t* graph) {
+  *id = 1;
+  *graph = nullptr;
+  return cudaStreamIsCapturing(stream, status);
+}
+
+cudaError_t cudaUserObjectCreate(cudaUserObject_t* object, void* memory, void (*destroy)(void*), unsigned, unsigned) {
+  *object = new CUuserObject_st{memory, destroy};
+  return cudaSuccess;
+}
+
+cudaError_t cudaGraphRetainUserObject(cudaGraph_t, cudaUserObject_t object, unsigned, unsigned) {
+  owned_by_graph.push_back(object);
+  return cudaSuccess;
+}
+
+// For the tests, by ctypes (tests/support/emulated_cuda.py).
+#define EXPORTED extern "C" __attribute__((visibility("default")))
+
+EXPORTED long long emulation_live_allocations() { return live_allocations; }
+EXPORTED long long emulation_uploads() { return uploads; }
+EXPORTED void emulation_begin_capture() { capturing = true; }
+EXPORTED void emulation_end_capture_and_destroy_graph() {
+  capturing = false;
+  for (const cudaUserObject_t object : owned_by_graph) {
+    object->destroy(object->memory);
+    delete object;
+  }
+  owned_by_graph.clear();
+}
