@@ -22,9 +22,9 @@ bench: $(BUILD)/.installed
 	$(BIN)/fusestep bench dropout $(ARGS)
 	$(BIN)/fusestep bench training $(ARGS)
 
-# On a machine with a CUDA device, with the Python of one's own: builds, tests on the device, sanitizes, measures.
+# On a machine with a CUDA device, with the Python of one's own: builds, tests on the device, measures, sanitizes.
 gpu:
-	PYTHON=$(PYTHON) tools/gpu.sh
+	PYTHON=$(PYTHON) $(PYTHON) tools/gpu.py $(ARGS)
 
 # The wheel, and a proof of it: installed beside NumPy alone, imported and used.
 wheel: $(VENV)/.ready

@@ -29,9 +29,11 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("name", ["test_ops_optim", "test_norm_clip", "test_masked_softmax"])
+@pytest.mark.parametrize("name", ["test_ops_optim", "test_ops_16bit", "test_norm_clip", "test_masked_softmax"])
 def test_the_tests_of_the_cpu(name):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests/support")}
+    # In front of what is there: make gpu names its own installation so.
+    paths = [str(ROOT / "tests/support"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "on_gpu", "-p", "no:cacheprovider", f"tests/ops/{name}.py"]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
@@ -104,11 +106,35 @@ def test_a_step_in_a_cuda_graph(name):
     assert float(captured.skipped_steps) == float(eager.skipped_steps) == 1
 
 
+@pytest.mark.filterwarnings("ignore:The CUDA Graph is empty")  # torch's word when the capture ends
 def test_a_graph_refuses_what_the_host_decides():
     optimizer, _ = make(fusestep.optim.AdamW, "cuda")
     optimizer.step()
     with pytest.raises(RuntimeError, match="capturable=True"), torch.cuda.graph(torch.cuda.CUDAGraph()):
         optimizer.step()
+
+
+def test_captures_leave_no_memory_behind():
+    optimizer, _ = make(fusestep.optim.AdamW, "cuda", max_grad_norm=1.0, capturable=True)
+    optimizer.step()
+
+    def capture():
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            optimizer.step()
+        graph.replay()
+        del graph
+        torch.cuda.synchronize()
+        optimizer.step()
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        return torch.cuda.mem_get_info()[0]
+
+    for _ in range(20):
+        before = capture()
+    for _ in range(1000):
+        after = capture()
+    assert before - after <= 2**21  # the driver's own granularity
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5])

@@ -32,7 +32,7 @@ def counters() -> ctypes.CDLL:
     return library
 
 
-def _install() -> None:
+def install() -> None:
     file = module_file()
     if file is None:
         raise ImportError("fusestep was built without FUSESTEP_EMULATE_CUDA")
@@ -44,4 +44,4 @@ def _install() -> None:
 
 
 def pytest_configure(config):
-    _install()
+    install()

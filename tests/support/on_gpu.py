@@ -6,20 +6,48 @@ So the tests written for the CPU run on the device unchanged:
 
 from __future__ import annotations
 
+import ctypes
 import functools
+import os
 
 import numpy as np
 import pytest
 
 # Read by the host wherever the other arrays are.
 ON_HOST = ("key_lengths", "cu_seqlens_q", "cu_seqlens_k")
+# "cpu": the plugin itself is tried on a machine without a device.
+DEVICE = os.environ.get("FUSESTEP_TEST_DEVICE", "cuda")
+
+
+def whole_memory(array):
+    """(address, bytes) of the memory that a NumPy array is a view of: two views of one array have the same."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    low, high = np.lib.array_utils.byte_bounds(array)
+    return low, np.ctypeslib.as_array((ctypes.c_uint8 * (high - low)).from_address(low))
 
 
 class Trip:
-    """The arrays of one call: equal memory for equal memory, so that overlaps stay what they are."""
+    """The arrays of one call. Equal memory goes to equal memory, so that overlaps stay what they are."""
 
     def __init__(self):
-        self.storages = {}
+        self.memory = {}  # address: (bytes here, bytes there)
+
+    def there(self, address, make_bytes):
+        import torch
+
+        if address not in self.memory:
+            here = make_bytes()
+            self.memory[address] = (here, torch.empty_like(here, device=DEVICE).copy_(here))
+        return self.memory[address][1]
+
+    def view(self, there, dtype, offset_bytes, shape, strides):
+        import torch
+
+        if offset_bytes % dtype.itemsize:
+            pytest.skip("torch has no tensors at addresses that are not multiples of their elements")
+        moved = torch.empty(0, dtype=dtype, device=there.device)
+        return moved.set_(there.untyped_storage(), offset_bytes // dtype.itemsize, shape, strides)
 
     def go(self, value, key=None):
         import torch
@@ -29,16 +57,18 @@ class Trip:
         if isinstance(value, np.ndarray):
             if any(stride < 0 for stride in value.strides) or not value.flags.writeable:
                 pytest.skip("torch has no negative strides and no read-only memory")
-            value = torch.from_numpy(value)
+            address, flat = whole_memory(value)
+            there = self.there(address, lambda: torch.from_numpy(flat))
+            as_torch = torch.from_numpy(value)
+            offset = value.__array_interface__["data"][0] - address
+            return self.view(there, as_torch.dtype, offset, as_torch.shape, as_torch.stride())
         if isinstance(value, torch.Tensor):
             if value.device.type != "cpu" or value.layout != torch.strided:
                 return value
             storage = value.untyped_storage()
-            if storage.data_ptr() not in self.storages:
-                self.storages[storage.data_ptr()] = (storage, storage.cuda())
-            there = torch.empty(0, dtype=value.dtype, device="cuda")
-            moved = self.storages[storage.data_ptr()][1]
-            return there.set_(moved, value.storage_offset(), value.shape, value.stride())
+            there = self.there(storage.data_ptr(), lambda: torch.empty(0, dtype=torch.uint8).set_(storage))
+            offset = value.storage_offset() * value.dtype.itemsize
+            return self.view(there, value.dtype, offset, value.shape, value.stride())
         if isinstance(value, dict):
             return {k: self.go(v, k) for k, v in value.items()}
         if isinstance(value, list | tuple):
@@ -46,7 +76,7 @@ class Trip:
         return value
 
     def come_back(self):
-        for here, there in self.storages.values():
+        for here, there in self.memory.values():
             here.copy_(there)
 
 
@@ -56,8 +86,8 @@ def on_device(function):
         trip = Trip()
         if function.__name__ == "optimizer_step":
             operation, name, groups, *rest = arguments
-            # The options and the step counts of a group stay.
-            moved = [(g[0], *trip.go(tuple(g[1:4])), g[4]) for g in groups]
+            # The options, the step counts and the positions of a group stay.
+            moved = [(g[0], *trip.go(tuple(g[1:4])), g[4], trip.go(g[5]), g[6]) for g in groups]
             arguments = (operation, name, moved, *rest)
         else:
             arguments = trip.go(arguments)
