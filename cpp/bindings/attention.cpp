@@ -1,8 +1,8 @@
 // fusestep._core: attention.
 #include "operations/attention.h"
 
+#include <initializer_list>
 #include <optional>
-#include <string>
 
 #include "bindings/attention_options.h"
 #include "bindings/functions.h"
@@ -13,28 +13,52 @@ namespace fusestep {
 
 namespace {
 
-void attention_forward(const std::string& operation, py::handle query, py::handle key, py::handle value, py::handle out,
-                       py::handle lse, const py::dict& options) {
-  const char* name = operation.c_str();
+py::tuple to_tuple(std::initializer_list<std::int64_t> sizes) {
+  py::tuple tuple(sizes.size());
+  std::size_t i = 0;
+  for (const std::int64_t size : sizes) tuple[i++] = size;
+  return tuple;
+}
+
+// A new torch tensor beside `query`, as (batch, queries, heads, dim) in memory: a model's
+// out.transpose(1, 2).reshape(batch, queries, heads * dim) then copies nothing.
+py::object new_out(py::handle query, const std::int64_t (&shape)[4]) {
+  static PyObject* const name = PyUnicode_InternFromString("new_empty_strided");
+  const auto [batch, heads, queries, dim] = shape;
+  const py::tuple sizes = to_tuple({batch, heads, queries, dim});
+  const py::tuple strides = to_tuple({queries * heads * dim, dim, heads * dim, 1});
+  PyObject* const arguments[] = {query.ptr(), sizes.ptr(), strides.ptr()};
+  auto out = py::reinterpret_steal<py::object>(
+      PyObject_VectorcallMethod(name, arguments, 3 | PY_VECTORCALL_ARGUMENTS_OFFSET, nullptr));
+  if (!out) throw py::error_already_set();
+  return out;
+}
+
+py::object attention_forward(const char* name, py::handle query, py::handle key, py::handle value, py::object out,
+                             py::handle lse, const py::tuple& options) {
   TensorReader reader;
   const auto read = [&](py::handle array, const char* argument) { return reader.read(array, {name, argument}); };
   const TensorView query_view = read(query, "query");
   const TensorView key_view = read(key, "key");
   const TensorView value_view = read(value, "value");
+  AttentionPlan plan(name, query_view, key_view, value_view, read_attention_options(options, reader, name));
+  if (out.is_none()) out = new_out(query, plan.out_shape());
   const TensorView out_view = read(out, "out");
-  const TensorView lse_view = read(lse, "lse");
-  AttentionPlan plan(name, query_view, key_view, value_view, out_view, lse_view,
-                     read_attention_options(options, reader, name), true);
+  TensorView lse_view;
+  if (!lse.is_none()) lse_view = read(lse, "lse");
+  plan.write_results(out_view, lse.is_none() ? nullptr : &lse_view);
   plan.overlaps().check();
   const Stream stream = reader.stream_of(query_view.device);
-  const py::gil_scoped_release released;
-  plan.forward(stream);
+  {
+    const py::gil_scoped_release released;
+    plan.forward(stream);
+  }
+  return out;
 }
 
-void attention_backward(const std::string& operation, py::handle grad_out, py::handle query, py::handle key,
+void attention_backward(const char* name, py::handle grad_out, py::handle query, py::handle key,
                         py::handle value, py::handle out, py::handle lse, py::handle grad_query, py::handle grad_key,
-                        py::handle grad_value, py::handle grad_mask, const py::dict& options) {
-  const char* name = operation.c_str();
+                        py::handle grad_value, py::handle grad_mask, const py::tuple& options) {
   TensorReader reader;
   const auto read = [&](py::handle array, const char* argument) { return reader.read(array, {name, argument}); };
   const auto read_wanted = [&](py::handle array, const char* argument) {
@@ -63,7 +87,8 @@ void attention_backward(const std::string& operation, py::handle grad_out, py::h
 void bind_attention(py::module_& m) {
   m.def("attention_forward", &attention_forward, py::arg("operation"), py::arg("query"), py::arg("key"),
         py::arg("value"), py::arg("out"), py::arg("lse"), py::arg("options"),
-        "Masked softmax attention with dropout: writes out and the log-sum-exp of each row.");
+        "Masked softmax attention with dropout: writes out and the log-sum-exp of each row, and returns out. out=None: a "
+        "new tensor (query is torch's then). lse=None: it is not wanted.");
   m.def("attention_backward", &attention_backward, py::arg("operation"), py::arg("grad_out"), py::arg("query"),
         py::arg("key"), py::arg("value"), py::arg("out"), py::arg("lse"), py::arg("grad_query"), py::arg("grad_key"),
         py::arg("grad_value"), py::arg("grad_mask"), py::arg("options"),

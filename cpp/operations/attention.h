@@ -33,9 +33,16 @@ struct AttentionOptions {
 
 class AttentionPlan {
  public:
-  // `out` and `lse` are written by the forward pass (`writes_out`), read by the backward one.
+  // Refuses what cannot be done, but for the results: they may be made when their shape is known.
   AttentionPlan(const char* operation, const TensorView& query, const TensorView& key, const TensorView& value,
-                const TensorView& out, const TensorView& lse, const AttentionOptions& options, bool writes_out);
+                const AttentionOptions& options);
+
+  // (batch, heads, queries, value dim). That of lse lacks the last.
+  const std::int64_t (&out_shape() const)[4] { return out_shape_; }
+
+  // The results are written by the forward pass, read by the backward one. A forward pass needs no `lse`.
+  void write_results(const TensorView& out, const TensorView* lse);
+  void read_results(const TensorView& out, const TensorView& lse);
 
   void forward(const Stream& stream) const;
 
@@ -46,13 +53,17 @@ class AttentionPlan {
   OverlapCheck& overlaps() { return overlaps_; }
 
  private:
+  void add_results(const TensorView& out, const TensorView* lse);
   void add_sequences(const TensorView& query, const TensorView& key, const AttentionOptions& options);
-  void add_mask(const TensorView& mask, const TensorView& query, const TensorView& key, bool packed);
+  void add_mask(const TensorView& mask, const TensorView& query, const TensorView& key);
   void check_alibi(const TensorView& slopes, const TensorView& query, std::int64_t batch);
 
   const char* operation_;
   const Backend* backend_ = nullptr;
   AttentionJob job_{};
+  Device device_{};
+  bool packed_ = false;
+  std::int64_t out_shape_[4] = {};
   std::vector<AttentionSequence> sequences_;
   OverlapCheck overlaps_;
 };

@@ -21,7 +21,8 @@ void check_same_shape(const TensorView& view, const TensorView& of, const Argume
 AttentionBackwardPlan::AttentionBackwardPlan(const char* operation, const TensorView& query, const TensorView& key,
                                              const TensorView& value, const TensorView& out, const TensorView& lse,
                                              const AttentionGradViews& grads, const AttentionOptions& options)
-    : plan_(operation, query, key, value, out, lse, options, false) {
+    : plan_(operation, query, key, value, options) {
+  plan_.read_results(out, lse);
   const bool packed = options.cu_seqlens_q.has_value();
   const Argument grad_out{operation, "grad_out"};
   check_dtype(grads.grad_out, query.dtype, grad_out);

@@ -91,20 +91,12 @@ def attention(  # type: ignore[misc]  # the overloads leave the options to this 
     if alibi_slopes is not None and alibi_slopes.requires_grad:
         refuse("attention", "alibi_slopes", "a tensor that needs no gradient", "requires_grad=True",
                "Detach it, or give an additive mask, which has a gradient.")  # fmt: skip
-    options = _given(
-        mask=mask,
-        causal=causal,
-        window=window,
-        key_lengths=key_lengths,
-        alibi_slopes=alibi_slopes,
-        softcap=softcap,
-        scale=scale,
-        cu_seqlens_q=cu_seqlens_q,
-        cu_seqlens_k=cu_seqlens_k,
-    )
-    _add_dropout("attention", options, dropout_p, seed, offset)
-    out, lse = _attention("attention", query, key, value, options)
-    return (out, lse) if return_lse else out
+    dropping = _dropping("attention", dropout_p, seed, offset)
+    options = (
+        mask, causal, window, key_lengths, scale, *dropping, alibi_slopes, softcap, cu_seqlens_q, cu_seqlens_k
+    )  # fmt: skip
+    out, lse = _attention("attention", query, key, value, options, return_lse)
+    return out if lse is None or not return_lse else (out, lse)
 
 
 def scaled_dot_product_attention(
@@ -143,12 +135,12 @@ def scaled_dot_product_attention(
     if attn_mask is not None and is_causal:
         refuse(name, "attn_mask", "None with is_causal=True", "a mask",
                "fusestep.nn.functional.attention takes both.", RuntimeError)  # fmt: skip
-    options = _given(mask=attn_mask, causal=is_causal, scale=scale)
-    _add_dropout(name, options, dropout_p, None, 0)
+    dropping = _dropping(name, dropout_p, None, 0)
     same = 1 if enable_gqa else 2  # leading dimensions that have to agree
     if query.dim() == key.dim() == value.dim() == 4 and query.shape[:same] == key.shape[:same] == value.shape[:same]:
-        return _attention(name, query, key, value, options)[0]
-    return _any_dims(name, query, key, value, options, enable_gqa)
+        options = (attn_mask, is_causal, None, None, scale, *dropping, None, None, None, None)
+        return _attention(name, query, key, value, options, False)[0]
+    return _any_dims(name, query, key, value, attn_mask, (is_causal, None, None, scale, *dropping), enable_gqa)
 
 
 def masked_softmax(
@@ -177,9 +169,8 @@ def masked_softmax(
     Raises:
         As ``attention``.
     """
-    options = _given(mask=mask, causal=causal, window=window, key_lengths=key_lengths, scale=scale)
-    _add_dropout("masked_softmax", options, dropout_p, seed, offset)
-    return _ops.masked_softmax("masked_softmax", (scores,), options)[0]
+    options = (mask, causal, window, key_lengths, scale, *_dropping("masked_softmax", dropout_p, seed, offset))
+    return _ops.masked_softmax("masked_softmax", (scores,), options, False)[0]
 
 
 def dropout(
@@ -240,14 +231,9 @@ def dropout_add(
     return _ops.dropout_add("dropout_add", x, residual, p, _seed("dropout_add", seed), offset)
 
 
-def _given(**options: Any) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None and value is not False}
-
-
-def _add_dropout(operation: str, options: dict[str, Any], p: float, seed: int | Tensor | None, offset: int) -> None:
-    """A seed is drawn only where there is something to drop."""
-    if p != 0.0:
-        options.update(dropout_p=p, seed=_seed(operation, seed), offset=offset)
+def _dropping(operation: str, p: float, seed: int | Tensor | None, offset: int) -> tuple[Any, ...]:
+    """The options dropout_p, seed and offset. A seed is drawn only where there is something to drop."""
+    return (0.0, None, 0) if p == 0.0 else (p, _seed(operation, seed), offset)
 
 
 def _seed(operation: str, seed: int | Tensor | None) -> int | Tensor:
@@ -258,21 +244,36 @@ def _seed(operation: str, seed: int | Tensor | None) -> int | Tensor:
 
 
 def _attention(
-    operation: str, query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]
-) -> tuple[Tensor, Tensor]:
+    operation: str, query: Tensor, key: Tensor, value: Tensor, options: tuple[Any, ...], wants_lse: bool
+) -> tuple[Tensor, Tensor | None]:
+    if torch._C._is_any_autocast_enabled():
+        query, key, value, options = _autocast(query, key, value, options)
+    return _ops.attention(operation, (query, key, value), options, wants_lse)
+
+
+def _autocast(
+    query: Tensor, key: Tensor, value: Tensor, options: tuple[Any, ...]
+) -> tuple[Tensor, Tensor, Tensor, tuple[Any, ...]]:
+    """As torch's own attention under autocast: float64 is left alone. Masks may stay in float32."""
     device = query.device.type
-    if device != "meta" and torch.is_autocast_enabled(device):
-        # As torch's own attention: float64 is left alone. Masks may stay in float32.
-        dtype = torch.get_autocast_dtype(device)
-        query, key, value = (t if t.dtype == torch.float64 else t.to(dtype) for t in (query, key, value))
-        mask = options.get("mask")
-        if mask is not None and mask.dtype in (torch.float16, torch.bfloat16):
-            options["mask"] = mask.to(dtype)
-    return _ops.attention(operation, (query, key, value), options)
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return query, key, value, options
+    dtype = torch.get_autocast_dtype(device)
+    query, key, value = (t if t.dtype == torch.float64 else t.to(dtype) for t in (query, key, value))
+    mask = options[0]
+    if mask is not None and mask.dtype in (torch.float16, torch.bfloat16):
+        options = (mask.to(dtype), *options[1:])
+    return query, key, value, options
 
 
 def _any_dims(
-    operation: str, query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any], enable_gqa: bool
+    operation: str,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    options: tuple[Any, ...],
+    enable_gqa: bool,
 ) -> Tensor:
     """What torch takes besides four equal leading dimensions, brought to (B, H, S, D) without copies where possible."""
     for name, tensor in (("query", query), ("key", key), ("value", value)):
@@ -288,10 +289,10 @@ def _any_dims(
     inputs = [t.expand(*leading, *t.shape[shared:]) for t in inputs]
     target = inputs[0].shape
     inputs = [_four_dims(t) for t in inputs]
-    mask = options.get("mask")
     if mask is not None and len(target) > 4 and mask.dim() > 3:
-        options["mask"] = _four_dims(mask.expand(*target[:-3], *mask.shape[-3:]))
-    out = _attention(operation, inputs[0], inputs[1], inputs[2], options)[0]
+        mask = _four_dims(mask.expand(*target[:-3], *mask.shape[-3:]))
+    all_options = (mask, *options, None, None, None, None)
+    out = _attention(operation, inputs[0], inputs[1], inputs[2], all_options, False)[0]
     return out.reshape(*target[:-1], value.shape[-1])
 
 

@@ -50,9 +50,19 @@ def empty(operation: str, name: str, shape: tuple[int, ...], like: Any, *, for_s
     )
 
 
-def check_seed(operation: str, probability: Any, seed: Any) -> None:
-    """Refuses dropout without a seed."""
-    if seed is None and isinstance(probability, (int, float)) and probability > 0:
+def softmax_options(
+    operation: str,
+    mask: Any,
+    causal: bool | str,
+    window: tuple[int | None, int | None] | None,
+    key_lengths: Any,
+    scale: float | None,
+    dropout_p: float,
+    seed: int | None,
+    offset: int,
+) -> tuple[Any, ...]:
+    """What attention and the masked softmax share, in the order of ``_core``. Refuses dropout without a seed."""
+    if seed is None and isinstance(dropout_p, (int, float)) and dropout_p > 0:
         refuse(
             operation,
             "seed",
@@ -61,6 +71,7 @@ def check_seed(operation: str, probability: Any, seed: Any) -> None:
             "The mask is a function of the arguments alone: choose a seed, and another one for each call.",
             TypeError,
         )
+    return mask, causal, window, key_lengths, scale, dropout_p, seed, offset
 
 
 def check_grad_mask(operation: str, wanted: bool, mask: Any) -> None:
