@@ -111,12 +111,6 @@ AttentionPlan::AttentionPlan(const char* operation, const TensorView& query, con
   const std::int64_t sequences = packed_ ? options.cu_seqlens_q->numel - 1 : batch;
   if (options.mask) add_mask(*options.mask, query, key);
   if (options.alibi_slopes) check_alibi(*options.alibi_slopes, query, sequences);
-
-  overlaps_.reads(query, argument("query"));
-  overlaps_.reads(key, argument("key"));
-  overlaps_.reads(value, argument("value"));
-  if (options.mask) overlaps_.reads(*options.mask, argument("mask"));
-  if (options.alibi_slopes) overlaps_.reads(*options.alibi_slopes, argument("alibi_slopes"));
 }
 
 void AttentionPlan::add_results(const TensorView& out, const TensorView* lse) {
@@ -134,21 +128,13 @@ void AttentionPlan::add_results(const TensorView& out, const TensorView* lse) {
   job_.lse = {lse->data, packed_ ? 0 : stride_of(*lse, 0), stride_of(*lse, 1), stride_of(*lse, 2), 0};
 }
 
-void AttentionPlan::write_results(const TensorView& out, const TensorView* lse) {
-  add_results(out, lse);
-  const Argument out_argument{operation_, "out"};
-  check_writable(out, out_argument);
-  overlaps_.writes(out, out_argument);
-  if (lse == nullptr) return;
-  const Argument lse_argument{operation_, "lse"};
-  check_writable(*lse, lse_argument);
-  overlaps_.writes(*lse, lse_argument);
-}
-
-void AttentionPlan::read_results(const TensorView& out, const TensorView& lse) {
-  add_results(out, &lse);
-  overlaps_.reads(out, {operation_, "out"});
-  overlaps_.reads(lse, {operation_, "lse"});
+void AttentionPlan::note_inputs(OverlapCheck& overlaps, const char* operation, const TensorView& query,
+                                const TensorView& key, const TensorView& value, const AttentionOptions& options) {
+  overlaps.reads(query, {operation, "query"});
+  overlaps.reads(key, {operation, "key"});
+  overlaps.reads(value, {operation, "value"});
+  if (options.mask) overlaps.reads(*options.mask, {operation, "mask"});
+  if (options.alibi_slopes) overlaps.reads(*options.alibi_slopes, {operation, "alibi_slopes"});
 }
 
 void AttentionPlan::add_sequences(const TensorView& query, const TensorView& key, const AttentionOptions& options) {

@@ -53,8 +53,11 @@ def clip_grad_value_(operation: str, grads: Sequence[Any], clip_value: float) ->
 
 # The options of attention and the masked softmax: see cpp/bindings/attention_options.h.
 def attention_forward(
-    operation: str, query: Any, key: Any, value: Any, out: Any | None, lse: Any | None, options: tuple[Any, ...]
-) -> Any: ...
+    operation: str, query: Any, key: Any, value: Any, out: Any, lse: Any, options: tuple[Any, ...]
+) -> None: ...
+def attention(
+    operation: str, query: Any, key: Any, value: Any, lse_dtype: Any | None, options: tuple[Any, ...]
+) -> tuple[Any, Any | None]: ...
 def attention_backward(
     operation: str,
     grad_out: Any,

@@ -15,9 +15,9 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from fusestep._refusal import check_number, refuse
+from fusestep._refusal import check_probability, refuse
 
-from . import _ops
+from . import _nested, _ops
 
 __all__ = ["attention", "dropout", "dropout_add", "masked_softmax", "scaled_dot_product_attention"]
 
@@ -71,7 +71,7 @@ def attention(  # type: ignore[misc]  # the overloads leave the options to this 
         alibi_slopes: (H,) or (B, H): slope * distance to the diagonal is taken off the scores.
         softcap: scores become softcap * tanh(scores / softcap) before biases and masks.
         scale: default 1 / sqrt(D).
-        dropout_p: probability with which each weight is dropped, in [0, 1); the others are scaled by 1 / (1 - p).
+        dropout_p: probability with which each weight is dropped, in [0, 1]; the others are scaled by 1 / (1 - p).
         seed: of the dropout mask: an integer in [0, 2^64), or a 0-dim int64 tensor. None: drawn from torch's default
             CPU generator.
         offset: in [0, 2^32): another mask of the same seed.
@@ -119,7 +119,7 @@ def scaled_dot_product_attention(
         key: (..., S, E).
         value: (..., S, Ev). Leading dimensions broadcast, as in torch.
         attn_mask: boolean (True: attend) or floating (added), broadcastable to (N, ..., Hq, L, S).
-        dropout_p: in [0, 1), applied whenever it is > 0.
+        dropout_p: in [0, 1], applied whenever it is > 0.
         is_causal: query i sees keys up to i; not together with attn_mask.
         scale: default 1 / sqrt(E).
         enable_gqa: key and value may have fewer heads, which are shared by Hq / H query heads in a row.
@@ -136,8 +136,7 @@ def scaled_dot_product_attention(
         refuse(name, "attn_mask", "None with is_causal=True", "a mask",
                "fusestep.nn.functional.attention takes both.", RuntimeError)  # fmt: skip
     dropping = _dropping(name, dropout_p, None, 0)
-    same = 1 if enable_gqa else 2  # leading dimensions that have to agree
-    if query.dim() == key.dim() == value.dim() == 4 and query.shape[:same] == key.shape[:same] == value.shape[:same]:
+    if query.is_nested or _are_direct(query.shape, key.shape, value.shape, enable_gqa):
         options = (attn_mask, is_causal, None, None, scale, *dropping, None, None, None, None)
         return _attention(name, query, key, value, options, False)[0]
     return _any_dims(name, query, key, value, attn_mask, (is_causal, None, None, scale, *dropping), enable_gqa)
@@ -187,7 +186,7 @@ def dropout(
     Args:
         x: float32, float64, bfloat16 or float16, any strides. Elements are counted in the order of its shape, so that
             a transposed tensor with the same values loses the same ones.
-        p: in [0, 1). It is rounded to a multiple of 2^-16, and the scale is that of the rounded one.
+        p: in [0, 1]. It is rounded to a multiple of 2^-16, and the scale is that of the rounded one. 1 gives zeros.
         training: False gives x back.
         inplace: change x itself.
         seed, offset: as for ``attention``.
@@ -196,9 +195,13 @@ def dropout(
         TypeError, ValueError: an argument that cannot be taken; x is as it was then.
         RuntimeError: inplace on a leaf that requires a gradient.
     """
-    check_number("dropout", "p", p, 0.0, 1.0)
+    check_probability("dropout", "p", p)
     if not training or p == 0.0:
         return x
+    if x.is_nested:
+        if inplace:
+            refuse("dropout", "inplace", "False for a nested tensor", "True")
+        return _nested.elementwise("dropout", lambda x: dropout(x, p, seed=seed, offset=offset), x)
     if inplace:
         if x.requires_grad and x.is_leaf and torch.is_grad_enabled():
             refuse("dropout", "x", "a tensor that may be changed in place", "a leaf that requires a gradient",
@@ -219,15 +222,20 @@ def dropout_add(
     """``residual + dropout(x)`` in one pass.
 
     Args:
-        x, residual: of one shape and dtype.
+        x, residual: of one shape. Their dtypes may differ: the sum has torch's promotion of the two (float32 for a
+            bfloat16 x and a float32 residual, as under autocast), and each gradient the dtype of its tensor.
         p, training, seed, offset: as for ``dropout``.
 
     Raises:
         As ``dropout``.
     """
-    check_number("dropout_add", "p", p, 0.0, 1.0)
+    check_probability("dropout_add", "p", p)
     if not training or p == 0.0:
         return residual + x
+    if x.is_nested:
+        return _nested.elementwise(
+            "dropout_add", lambda x, residual: dropout_add(x, residual, p, seed=seed, offset=offset), x, residual
+        )
     return _ops.dropout_add("dropout_add", x, residual, p, _seed("dropout_add", seed), offset)
 
 
@@ -246,6 +254,10 @@ def _seed(operation: str, seed: int | Tensor | None) -> int | Tensor:
 def _attention(
     operation: str, query: Tensor, key: Tensor, value: Tensor, options: tuple[Any, ...], wants_lse: bool
 ) -> tuple[Tensor, Tensor | None]:
+    if query.is_nested:
+        packed = _nested.pack(operation, query, key, value, options)
+        out, lse = _attention(operation, *packed, wants_lse)
+        return _nested.unpack(out, query), None if lse is None else _nested.unpack(lse, query)
     if torch._C._is_any_autocast_enabled():
         query, key, value, options = _autocast(query, key, value, options)
     return _ops.attention(operation, (query, key, value), options, wants_lse)
@@ -266,6 +278,14 @@ def _autocast(
     return query, key, value, options
 
 
+def _are_direct(query: torch.Size, key: torch.Size, value: torch.Size, enable_gqa: bool) -> bool:
+    """Whether `attention` takes tensors of these shapes as they are."""
+    if query == key == value:
+        return len(query) == 4
+    same = 1 if enable_gqa else 2  # leading dimensions that have to agree
+    return len(query) == len(key) == len(value) == 4 and query[:same] == key[:same] == value[:same]
+
+
 def _any_dims(
     operation: str,
     query: Tensor,
@@ -277,6 +297,8 @@ def _any_dims(
 ) -> Tensor:
     """What torch takes besides four equal leading dimensions, brought to (B, H, S, D) without copies where possible."""
     for name, tensor in (("query", query), ("key", key), ("value", value)):
+        if tensor.is_nested:
+            refuse(operation, name, "an ordinary tensor as query is", "a nested one")
         if tensor.dim() < 2:
             refuse(operation, name, "at least 2 dimensions", f"shape {tuple(tensor.shape)}")
     inputs = [query, key, value]

@@ -48,7 +48,7 @@ def attention(
             diagonal.
         softcap: the score becomes softcap * tanh(score / softcap), before the mask is added.
         scale: default 1 / sqrt(D).
-        dropout_p: in [0, 1): the probability with which a weight is dropped, rounded to a multiple of 2**-16.
+        dropout_p: in [0, 1]: the probability with which a weight is dropped, rounded to a multiple of 2**-16.
         seed: 0 to 2**64 - 1; needed where dropout_p > 0. The weight of a query and a key is kept or dropped by seed,
             offset, batch, head and the two positions, on every device alike.
         offset: 0 to 2**32 - 1: tells apart calls that share a seed.

@@ -60,7 +60,7 @@ def _empty_sum(x: Tensor, residual: Tensor) -> Tensor:
     return torch.empty_like(x, dtype=torch.promote_types(x.dtype, residual.dtype))
 
 
-class _Function(SingleLevelFunction):
+class _Function(SingleLevelFunction):  # type: ignore[misc]  # torch's own is untyped
     @staticmethod
     def forward(
         ctx: Any, operation: str, x: Tensor, residual: Tensor | None, rule: tuple[float, int, int], inplace: bool

@@ -9,12 +9,13 @@ formula and a rule for vmap each. ``runs_eagerly`` alone decides between the two
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch._functorch.autograd_function import enable_single_level_autograd_function
+from torch._functorch import autograd_function
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
@@ -26,6 +27,13 @@ _U64 = 2**64
 # A torch.autograd.Function without its look at torch.func's transforms, which costs 2 microseconds a call, and which
 # inside an operator, where torch has entered the transform's level already, would refuse every function.
 SingleLevelFunction: Any = _SingleLevelFunction
+
+# Looked up once: runs_eagerly is asked in every call.
+_is_compiling = torch.compiler.is_compiling
+_num_dispatch_modes = torch._C._len_torch_dispatch_stack
+_has_function_mode = torch._C._is_torch_function_mode_enabled
+_has_transforms = torch._C._are_functorch_transforms_active
+_is_jit_tracing = torch._C._is_tracing
 
 _PLAIN_TYPES = frozenset({Tensor, torch.nn.Parameter, type(None), bool, int, float, str, tuple, list})
 
@@ -68,8 +76,15 @@ class Operator:
     def _autograd(self, op: Any) -> Callable[..., Any]:
         """As torch.library.register_autograd, but for every level of torch.func and with forward mode."""
 
-        def forward(ctx: Any, keyset: Any, *inputs: Any) -> Any:
-            with torch._C._AutoDispatchBelowAutograd():
+        def forward(ctx: Any, caller: tuple[Any, bool, bool], *inputs: Any) -> Any:
+            keyset, records_grad, records_forward_mode = caller
+            with ExitStack() as modes:
+                if _has_transforms():
+                    # A function runs its forward with recording off. But here the levels around this one are called,
+                    # which record too: with it off, the second derivative would come out as zero.
+                    modes.enter_context(torch.set_grad_enabled(records_grad))
+                    modes.enter_context(forward_ad._set_fwd_grad_enabled(records_forward_mode))
+                modes.enter_context(torch._C._AutoDispatchBelowAutograd())
                 output = op.redispatch(keyset & torch._C._after_autograd_keyset, *inputs)
             self.setup_context(ctx, inputs, output)
             return output
@@ -84,9 +99,10 @@ class Operator:
         name = f"fusestep_{op._opname}"
         function: Any = type(name, (SingleLevelFunction,), {k: staticmethod(v) for k, v in members.items()})
 
-        def kernel(*arguments: Any) -> Any:
-            with enable_single_level_autograd_function():
-                return function.apply(*arguments)
+        def kernel(keyset: Any, *inputs: Any) -> Any:
+            caller = keyset, torch.is_grad_enabled(), torch._C._is_fwd_grad_enabled()
+            with autograd_function.enable_single_level_autograd_function():  # type: ignore[attr-defined]  # not exported
+                return function.apply(caller, *inputs)
 
         return kernel
 
@@ -150,12 +166,12 @@ def runs_eagerly(values: Iterable[Any]) -> bool:
     It must say no wherever torch has to see a call: a transform that does not would be dropped without a word.
     """
     return not (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._is_torch_function_mode_enabled()
-        or torch._C._are_functorch_transforms_active()
+        _is_compiling()
+        or _num_dispatch_modes()
+        or _has_function_mode()
+        or _has_transforms()
+        or _is_jit_tracing()
         or forward_ad._current_level >= 0
-        or torch._C._is_tracing()
         or not _PLAIN_TYPES.issuperset(map(type, values))
     )
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fusestep import _core
+from fusestep._refusal import refuse
 
 from .library import (
     Operator,
@@ -53,17 +54,17 @@ _SCALARS = frozenset({type(None), bool, int, float, str, tuple, list})
 class SoftmaxOperator:
     """A forward and a backward kernel, and what torch is told of them.
 
-    The forward kernel fills the rows' log-sum-exp, unless it is None, and returns out. The backward kernel makes the
-    weights (and the dropout mask) again from the inputs and the log-sum-exp, and fills the gradients of the inputs and
-    of an additive mask, those that are not None.
+    The forward kernel returns out and the rows' log-sum-exp, which may be None where lse_dtype is. The backward kernel
+    makes the weights (and the dropout mask) again from the inputs and the log-sum-exp, and fills the gradients of the
+    inputs and of an additive mask, those that are not None.
     """
 
     name: str
     inputs: tuple[str, ...]
     options: Mapping[str, str]
-    kernel: Callable[..., Tensor]  # (operation, *inputs, lse, options) -> out
+    kernel: Callable[..., tuple[Tensor, Any]]  # (operation, *inputs, lse_dtype, options)
     backward_kernel: Callable[..., None]
-    fake: Callable[..., Tensor]  # out without content
+    fake_out: Callable[..., Tensor]  # out without content, for such inputs
     saves_out: bool  # whether the backward kernel reads out
 
     def __call__(
@@ -71,18 +72,19 @@ class SoftmaxOperator:
     ) -> tuple[Tensor, Tensor | None]:
         """out, and the log-sum-exp where it is wanted. ``operation`` is named by errors."""
         if not runs_eagerly((*inputs, *options)) or inputs[0].is_meta:
+            for name, x in zip(self.inputs, inputs, strict=True):
+                if x.is_nested:
+                    refuse(operation, name, "an ordinary tensor", "a nested one")
             out, lse = getattr(torch.ops.fusestep, f"{self.name}_forward").default(*inputs, *_op_options(options))
             return out, lse
-        if options[_SEED] is not None:
-            options = _with_seed(options, seed_number(options[_SEED]))
+        options = _with_seed_number(options)
         if torch.is_grad_enabled():
             mask = options[_MASK]
             for x in inputs if mask is None else (*inputs, mask):
                 if x.requires_grad:
                     out, lse = _apply(self, operation, options, mask, *inputs)
                     return out, lse
-        lse = _empty_lse(inputs[0]) if wants_lse else None
-        return self.kernel(operation, *inputs, lse, options), lse
+        return self.kernel(operation, *inputs, _lse_dtype(inputs[0]) if wants_lse else None, options)
 
     def save(self, ctx: Any, inputs: tuple[Tensor, ...], out: Tensor, lse: Tensor, options: Options) -> None:
         ctx.mark_non_differentiable(lse)
@@ -118,7 +120,7 @@ class SoftmaxOperator:
     ) -> list[Tensor | None]:
         of = (*saved[: len(self.inputs)], options[_MASK])
         grads = [torch.empty_like(x) if need else None for x, need in zip(of, needs, strict=True)]
-        self.backward_kernel(operation, grad_out, *saved, *grads, options)
+        self.backward_kernel(operation, grad_out, *saved, *grads, _with_seed_number(options))
         return grads
 
     def register(self) -> None:
@@ -151,11 +153,10 @@ class SoftmaxOperator:
 
     def _op_kernel(self, *arguments: Any) -> tuple[Tensor, Tensor]:
         inputs, options = arguments[: len(self.inputs)], arguments[len(self.inputs) :]
-        lse = _empty_lse(inputs[0])
-        return self.kernel(self.name, *inputs, lse, _with_seed_number(options)), lse
+        return self.kernel(self.name, *inputs, _lse_dtype(inputs[0]), _with_seed_number(options))
 
     def _op_fake(self, *arguments: Any) -> tuple[Tensor, Tensor]:
-        return self.fake(*arguments[: len(self.inputs)]), _empty_lse(arguments[0])
+        return self.fake_out(*arguments[: len(self.inputs)]), _empty_lse(arguments[0])
 
     def _op_setup_context(self, ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         self.save(ctx, inputs[: len(self.inputs)], *output, inputs[len(self.inputs) :])
@@ -170,7 +171,7 @@ class SoftmaxOperator:
     def _op_backward_kernel(self, grad_out: Tensor, *arguments: Any) -> list[Tensor]:
         *arguments_, needs = arguments
         count = len(arguments_) - len(self.options)
-        saved, options = arguments_[:count], _with_seed_number(tuple(arguments_[count:]))
+        saved, options = arguments_[:count], tuple(arguments_[count:])
         grads = self.backward(self.name, grad_out, saved, options, needs)
         return [grad_out.new_empty(0) if grad is None else grad for grad in grads]
 
@@ -262,13 +263,12 @@ class _Fold:
         return tuple(folded)
 
 
-class _Function(SingleLevelFunction):
+class _Function(SingleLevelFunction):  # type: ignore[misc]  # torch's own is untyped
     @staticmethod
     def forward(
         ctx: Any, operator: SoftmaxOperator, operation: str, options: Options, mask: Tensor | None, *inputs: Tensor
     ) -> tuple[Tensor, Tensor]:
-        lse = _empty_lse(inputs[0])
-        out = operator.kernel(operation, *inputs, lse, options)
+        out, lse = operator.kernel(operation, *inputs, _lse_dtype(inputs[0]), options)
         ctx.set_materialize_grads(False)
         ctx.operator, ctx.operation = operator, operation
         operator.save(ctx, inputs, out, lse, options)
@@ -298,38 +298,33 @@ def _op_options(options: Options) -> list[Any]:
     return given
 
 
-def _with_seed(options: Options, seed: int) -> Options:
-    return (*options[:_SEED], seed, *options[_SEED + 1 :])
-
-
 def _with_seed_number(options: Options) -> Options:
-    return options if options[_SEED] is None else _with_seed(options, seed_number(options[_SEED]))
+    """For ``_core``."""
+    seed = options[_SEED]
+    return (*options[:_SEED], seed_number(seed), *options[_SEED + 1 :]) if isinstance(seed, Tensor) else options
+
+
+def _lse_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def _empty_lse(x: Tensor) -> Tensor:
     """Room for a number for each row of query or scores."""
-    return x.new_empty(x.shape[:-1], dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
-
-
-def _attention_kernel(
-    operation: str, query: Tensor, key: Tensor, value: Tensor, lse: Tensor | None, options: Options
-) -> Tensor:
-    out: Tensor = _core.attention_forward(operation, query, key, value, None, lse, options)
-    return out
+    return x.new_empty(x.shape[:-1], dtype=_lse_dtype(x))
 
 
 def _attention_fake(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     batch, heads, length, _ = query.shape
     features = value.shape[-1]
-    # As (batch, queries, heads, features) in memory: see new_out in cpp/bindings/attention.cpp.
+    # As (batch, queries, heads, features) in memory: see cpp/bindings/attention.cpp.
     strides = (length * heads * features, features, heads * features, 1)
     return query.new_empty_strided((batch, heads, length, features), strides)
 
 
-def _softmax_kernel(operation: str, scores: Tensor, lse: Tensor | None, options: Options) -> Tensor:
-    out = torch.empty_like(scores)
-    _core.masked_softmax_forward(operation, scores, out, _empty_lse(scores) if lse is None else lse, options)
-    return out
+def _softmax_kernel(operation: str, scores: Tensor, _: object, options: Options) -> tuple[Tensor, Tensor]:
+    out, lse = torch.empty_like(scores), _empty_lse(scores)
+    _core.masked_softmax_forward(operation, scores, out, lse, options)
+    return out, lse
 
 
 def _softmax_backward(
@@ -350,7 +345,7 @@ attention = SoftmaxOperator(
     "attention",
     ("query", "key", "value"),
     _ATTENTION,
-    _attention_kernel,
+    _core.attention,
     _core.attention_backward,
     _attention_fake,
     saves_out=True,
