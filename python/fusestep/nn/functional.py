@@ -136,7 +136,7 @@ def scaled_dot_product_attention(
         refuse(name, "attn_mask", "None with is_causal=True", "a mask",
                "fusestep.nn.functional.attention takes both.", RuntimeError)  # fmt: skip
     dropping = _dropping(name, dropout_p, None, 0)
-    if query.is_nested or _are_direct(query.shape, key.shape, value.shape, enable_gqa):
+    if _is_nested(query) or _are_direct(query.shape, key.shape, value.shape, enable_gqa):
         options = (attn_mask, is_causal, None, None, scale, *dropping, None, None, None, None)
         return _attention(name, query, key, value, options, False)[0]
     return _any_dims(name, query, key, value, attn_mask, (is_causal, None, None, scale, *dropping), enable_gqa)
@@ -198,7 +198,7 @@ def dropout(
     check_probability("dropout", "p", p)
     if not training or p == 0.0:
         return x
-    if x.is_nested:
+    if _is_nested(x):
         if inplace:
             refuse("dropout", "inplace", "False for a nested tensor", "True")
         return _nested.elementwise("dropout", lambda x: dropout(x, p, seed=seed, offset=offset), x)
@@ -232,7 +232,7 @@ def dropout_add(
     check_probability("dropout_add", "p", p)
     if not training or p == 0.0:
         return residual + x
-    if x.is_nested:
+    if _is_nested(x):
         return _nested.elementwise(
             "dropout_add", lambda x, residual: dropout_add(x, residual, p, seed=seed, offset=offset), x, residual
         )
@@ -254,7 +254,7 @@ def _seed(operation: str, seed: int | Tensor | None) -> int | Tensor:
 def _attention(
     operation: str, query: Tensor, key: Tensor, value: Tensor, options: tuple[Any, ...], wants_lse: bool
 ) -> tuple[Tensor, Tensor | None]:
-    if query.is_nested:
+    if _is_nested(query):
         packed = _nested.pack(operation, query, key, value, options)
         out, lse = _attention(operation, *packed, wants_lse)
         return _nested.unpack(out, query), None if lse is None else _nested.unpack(lse, query)
@@ -279,11 +279,17 @@ def _autocast(
 
 
 def _are_direct(query: torch.Size, key: torch.Size, value: torch.Size, enable_gqa: bool) -> bool:
-    """Whether `attention` takes tensors of these shapes as they are."""
-    if query == key == value:
-        return len(query) == 4
-    same = 1 if enable_gqa else 2  # leading dimensions that have to agree
-    return len(query) == len(key) == len(value) == 4 and query[:same] == key[:same] == value[:same]
+    """Whether `attention` takes tensors of these shapes as they are: four dimensions, and nothing to broadcast."""
+    # One by one: torch.jit.trace cannot compare whole shapes.
+    return (
+        len(query) == len(key) == len(value) == 4
+        and query[0] == key[0] == value[0]
+        and (enable_gqa or query[1] == key[1] == value[1])
+    )
+
+
+def _is_nested(x: Tensor) -> bool:
+    return x.is_nested is True  # a torch.fx.Proxy answers with another Proxy, of which nothing can be asked
 
 
 def _any_dims(
@@ -297,7 +303,7 @@ def _any_dims(
 ) -> Tensor:
     """What torch takes besides four equal leading dimensions, brought to (B, H, S, D) without copies where possible."""
     for name, tensor in (("query", query), ("key", key), ("value", value)):
-        if tensor.is_nested:
+        if _is_nested(tensor):
             refuse(operation, name, "an ordinary tensor as query is", "a nested one")
         if tensor.dim() < 2:
             refuse(operation, name, "at least 2 dimensions", f"shape {tuple(tensor.shape)}")

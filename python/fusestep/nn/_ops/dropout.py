@@ -11,13 +11,13 @@ from torch.autograd.graph import increment_version
 
 from fusestep import _core
 
-from .library import Operator, SingleLevelFunction, runs_eagerly, seed_number, seed_tensor
+from .library import Operator, SingleLevelFunction, are_many, runs_eagerly, seed_number, seed_tensor
 
 Seed = int | Tensor
 
 
 def dropout(operation: str, x: Tensor, p: float, seed: Seed, offset: int) -> Tensor:
-    if not runs_eagerly((x, seed)) or x.is_meta:
+    if not runs_eagerly((x, seed)) or x.is_meta or are_many(x):
         dropped: Tensor = torch.ops.fusestep.dropout(x, p, seed_tensor(seed), offset)
         return dropped
     rule = (p, seed_number(seed), offset)

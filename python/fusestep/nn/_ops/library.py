@@ -176,6 +176,11 @@ def runs_eagerly(values: Iterable[Any]) -> bool:
     )
 
 
+def are_many(grad: Tensor) -> bool:
+    """Whether it is the gradients of many outputs at once (is_grads_batched), for which torch has a vmap of its own."""
+    return torch._C._functorch.is_legacy_batchedtensor(grad)
+
+
 def draw_seed() -> Tensor:
     """A new seed from torch's default CPU generator: manual_seed and activation checkpointing reproduce it."""
     return torch.randint(2**63 - 1, (), dtype=torch.int64, device="cpu")

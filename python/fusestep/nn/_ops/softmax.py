@@ -18,6 +18,7 @@ from fusestep._refusal import refuse
 from .library import (
     Operator,
     SingleLevelFunction,
+    are_many,
     call_each,
     refuse_double_backward,
     refuse_forward_mode,
@@ -73,7 +74,7 @@ class SoftmaxOperator:
         """out, and the log-sum-exp where it is wanted. ``operation`` is named by errors."""
         if not runs_eagerly((*inputs, *options)) or inputs[0].is_meta:
             for name, x in zip(self.inputs, inputs, strict=True):
-                if x.is_nested:
+                if x.is_nested is True:  # torch.fx.Proxy has no answer
                     refuse(operation, name, "an ordinary tensor", "a nested one")
             out, lse = getattr(torch.ops.fusestep, f"{self.name}_forward").default(*inputs, *_op_options(options))
             return out, lse
@@ -106,9 +107,7 @@ class SoftmaxOperator:
             for i, option in zip(ctx.tensor_options, saved[count:], strict=True):
                 given[i] = option
             saved, options = saved[:count], tuple(given)
-        # Gradients of many outputs at once (is_grads_batched) come as torch's older vmap has them, outside torch.func.
-        batched = torch._C._functorch.is_legacy_batchedtensor(grad_out)
-        if not torch.is_grad_enabled() and not batched and runs_eagerly((grad_out, *saved)):
+        if not torch.is_grad_enabled() and not are_many(grad_out) and runs_eagerly((grad_out, *saved)):
             return self.backward(operation, grad_out, saved, options, needs)
         # Traced or transformed, or it may be derived once more, which the operator refuses when that is really asked.
         op = getattr(torch.ops.fusestep, f"{self.name}_backward").default
