@@ -43,17 +43,17 @@ def unpack(packed: Tensor, like: Tensor) -> Tensor:
     return _nest(packed[0], like)
 
 
-def elementwise(operation: str, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """`function` of the packed elements, nested again. The tensors are nested alike."""
-    first = tensors[0]
-    for x in tensors:
+def elementwise(operation: str, function: Callable[..., Tensor], **tensors: Tensor) -> Tensor:
+    """`function` of the packed elements, nested again. The tensors (argument=tensor) are nested alike."""
+    first = next(iter(tensors.values()))
+    for name, x in tensors.items():
         if not x.is_nested or x.layout != torch.jagged:
             got = f"one of layout {x.layout}" if x.is_nested else "an ordinary tensor"
-            refuse(operation, "x", "nested tensors of layout torch.jagged", got)
-        _check_packed(operation, "x", x)
+            refuse(operation, name, "nested tensors of layout torch.jagged", got)
+        _check_packed(operation, name, x)
         if _ragged_dim(x) != _ragged_dim(first) or not _same_lengths(x, first):
-            refuse(operation, "residual", "sequences as those of x", "others")
-    return _nest(function(*(x.values() for x in tensors)), first)
+            refuse(operation, name, "sequences as those of x", "others")
+    return _nest(function(*(x.values() for x in tensors.values())), first)
 
 
 def _check_heads(operation: str, name: str, x: Tensor) -> None:

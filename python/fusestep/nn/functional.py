@@ -201,7 +201,7 @@ def dropout(
     if _is_nested(x):
         if inplace:
             refuse("dropout", "inplace", "False for a nested tensor", "True")
-        return _nested.elementwise("dropout", lambda x: dropout(x, p, seed=seed, offset=offset), x)
+        return _nested.elementwise("dropout", lambda x: dropout(x, p, seed=seed, offset=offset), x=x)
     if inplace:
         if x.requires_grad and x.is_leaf and torch.is_grad_enabled():
             refuse("dropout", "x", "a tensor that may be changed in place", "a leaf that requires a gradient",
@@ -232,9 +232,12 @@ def dropout_add(
     check_probability("dropout_add", "p", p)
     if not training or p == 0.0:
         return residual + x
-    if _is_nested(x):
+    if _is_nested(x) or _is_nested(residual):
         return _nested.elementwise(
-            "dropout_add", lambda x, residual: dropout_add(x, residual, p, seed=seed, offset=offset), x, residual
+            "dropout_add",
+            lambda x, residual: dropout_add(x, residual, p, seed=seed, offset=offset),
+            x=x,
+            residual=residual,
         )
     return _ops.dropout_add("dropout_add", x, residual, p, _seed("dropout_add", seed), offset)
 
