@@ -92,6 +92,7 @@ def test_two_dtypes_are_promoted_as_torch_does(dtype, residual_dtype, compiled):
     def ours(x, residual):
         return F.dropout_add(x, residual, P, seed=7)
 
+    torch.compiler.reset()  # it compiles one function for a few dtypes at most
     run = torch.compile(ours, backend="aot_eager", fullgraph=True) if compiled else ours
     x, residual = draw(3, 50, dtype=dtype, grad=True), draw(3, 50, dtype=residual_dtype, grad=True, seed=1)
     out = run(x, residual)
