@@ -13,11 +13,11 @@ struct DropoutArguments {
 };
 
 // One element of the group's.
-template <bool kAdds, class S, class T>
-__device__ __forceinline__ S dropped(const PhiloxWords<std::uint32_t>& words, int i, const DropoutRule& rule, T scale,
-                                     S x, S residual) {
+template <bool kAdds, class T, class X, class R>
+__device__ __forceinline__ Promoted<X, R> dropped(const PhiloxWords<std::uint32_t>& words, int i,
+                                                  const DropoutRule& rule, T scale, X x, R residual) {
   const T kept = philox_number(words, i) < rule.threshold ? T(0) : widened<T>(x);
-  S out;
+  Promoted<X, R> out;
   if constexpr (kAdds) {
     narrow(dropout_value(kept, scale, widened<T>(residual)), out);
   } else {
@@ -28,32 +28,34 @@ __device__ __forceinline__ S dropped(const PhiloxWords<std::uint32_t>& words, in
 
 constexpr int kThreads = 256;
 
-template <bool kAdds, bool kStrided, class S>
+template <bool kAdds, bool kStrided, class X, class R>
 __global__ void __launch_bounds__(kThreads, kStrided ? 1 : 4)
     dropout(const __grid_constant__ DropoutArguments arguments) {
-  using T = typename Wide<S>::type;
+  using Out = Promoted<X, R>;
+  using T = typename Wide<Out>::type;
   const DropoutJob& job = arguments.job;
   const std::int64_t first = (static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kDropoutGroup;
   if (first >= job.numel) return;
   const auto words = job.rule.drops() ? dropout_words(job.rule, first) : PhiloxWords<std::uint32_t>{};
   const T scale = static_cast<T>(job.rule.scale());
-  const S* input = static_cast<const S*>(job.input);
-  const S* residual = static_cast<const S*>(job.residual);
-  S* out = static_cast<S*>(job.out);
+  const X* input = static_cast<const X*>(job.input);
+  const R* residual = static_cast<const R*>(job.residual);
+  Out* out = static_cast<Out*>(job.out);
 
-  constexpr int kPack = kPackOf<S>;
+  constexpr int kPack = kPackOf<Out>;  // Out is the widest of the three
   const bool whole = first + kDropoutGroup <= job.numel;
   const bool aligned =
-      is_aligned<S, kPack>(input) && is_aligned<S, kPack>(out) && (!kAdds || is_aligned<S, kPack>(residual));
+      is_aligned<X, kPack>(input) && is_aligned<Out, kPack>(out) && (!kAdds || is_aligned<R, kPack>(residual));
   if (!kStrided && whole && aligned) {
     for (int part = 0; part < kDropoutGroup; part += kPack) {
-      auto x = pack_at<S, kPack>(input + first + part);
-      Pack<S, kPack> r{};
-      if (kAdds) r = pack_at<S, kPack>(residual + first + part);
+      const auto x = pack_at<X, kPack>(input + first + part);
+      Pack<R, kPack> r{};
+      if (kAdds) r = pack_at<R, kPack>(residual + first + part);
+      Pack<Out, kPack> sum;
       for (int i = 0; i < kPack; ++i) {
-        x.value[i] = dropped<kAdds, S, T>(words, part + i, job.rule, scale, x.value[i], r.value[i]);
+        sum.value[i] = dropped<kAdds, T>(words, part + i, job.rule, scale, x.value[i], r.value[i]);
       }
-      pack_at<S, kPack>(out + first + part) = x;
+      pack_at<Out, kPack>(out + first + part) = sum;
     }
     return;
   }
@@ -66,21 +68,15 @@ __global__ void __launch_bounds__(kThreads, kStrided ? 1 : 4)
         at[operand] = offset_of(*arguments.layout, operand, element);
       }
     }
-    out[at[1]] = dropped<kAdds, S, T>(words, i, job.rule, scale, input[at[0]], kAdds ? residual[at[2]] : input[at[0]]);
+    out[at[1]] = dropped<kAdds, T>(words, i, job.rule, scale, input[at[0]], kAdds ? residual[at[2]] : R{});
   }
 }
 
-template <bool kAdds, class S>
+template <bool kAdds, class X, class R>
 void launch_dropout(const DropoutArguments& arguments, cudaStream_t stream) {
   constexpr std::int64_t kOfBlock = kThreads * kDropoutGroup;
-  launch("dropout", arguments.layout != nullptr ? dropout<kAdds, true, S> : dropout<kAdds, false, S>,
+  launch("dropout", arguments.layout != nullptr ? dropout<kAdds, true, X, R> : dropout<kAdds, false, X, R>,
          (arguments.job.numel + kOfBlock - 1) / kOfBlock, kThreads, stream, arguments);
-}
-
-template <class S>
-void launch_dropout(const DropoutArguments& arguments, cudaStream_t stream) {
-  arguments.job.residual != nullptr ? launch_dropout<true, S>(arguments, stream)
-                                    : launch_dropout<false, S>(arguments, stream);
 }
 
 }  // namespace
@@ -93,22 +89,11 @@ void run_dropout(const DropoutJob& job, const Stream& stream) {
     append(table, job.layout, 1);
     arguments.layout = at<StridedLayout>(session.table(table), 0);
   }
-  switch (job.dtype) {
-    case DType::float32:
-      launch_dropout<float>(arguments, session.stream());
-      break;
-    case DType::float64:
-      launch_dropout<double>(arguments, session.stream());
-      break;
-    case DType::float16:
-      launch_dropout<Float16>(arguments, session.stream());
-      break;
-    case DType::bfloat16:
-      launch_dropout<BFloat16>(arguments, session.stream());
-      break;
-    default:
-      break;  // is refused
-  }
+  with_element_type(job.dtype, [&]<class X>(X) {
+    if (job.residual == nullptr) return launch_dropout<false, X, X>(arguments, session.stream());
+    with_element_type(job.residual_dtype,
+                      [&]<class R>(R) { launch_dropout<true, X, R>(arguments, session.stream()); });
+  });
   session.finish();
 }
 

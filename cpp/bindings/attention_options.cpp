@@ -1,7 +1,7 @@
 #include "bindings/attention_options.h"
 
 #include <algorithm>
-#include <string_view>
+#include <string>
 
 #include "bindings/options.h"
 
@@ -36,42 +36,46 @@ void read_window(py::handle value, const Argument& argument, std::int64_t& left,
 
 }  // namespace
 
-AttentionOptions read_attention_options(const py::dict& given, TensorReader& reader, const char* operation) {
-  AttentionOptions options;
-  for (const auto& [key, value] : given) {
-    if (value.is_none()) continue;
-    const char* const name = PyUnicode_AsUTF8(key.ptr());
-    if (name == nullptr) throw py::error_already_set();
-    const std::string_view is(name);
-    const Argument argument{operation, name};
-    if (is == "mask") {
-      options.mask = reader.read(value, argument, Dtypes::booleans_and_floats);
-    } else if (is == "causal") {
-      options.causal = read_causal(value, argument);
-    } else if (is == "window") {
-      read_window(value, argument, options.window_left, options.window_right);
-    } else if (is == "key_lengths") {
-      options.key_lengths = reader.read(value, argument, Dtypes::integers);
-    } else if (is == "cu_seqlens_q") {
-      options.cu_seqlens_q = reader.read(value, argument, Dtypes::integers);
-    } else if (is == "cu_seqlens_k") {
-      options.cu_seqlens_k = reader.read(value, argument, Dtypes::integers);
-    } else if (is == "alibi_slopes") {
-      options.alibi_slopes = reader.read(value, argument, Dtypes::floats);
-    } else if (is == "softcap") {
-      options.softcap = read_number(value, argument);
-    } else if (is == "scale") {
-      options.scale = read_number(value, argument);
-    } else if (is == "dropout_p") {
-      options.dropout_p = read_number(value, argument);
-    } else if (is == "seed") {
-      options.seed = read_seed(value, operation);
-    } else if (is == "offset") {
-      options.offset = read_offset(value, operation);
-    } else {
-      refuse_type(argument, "an option of attention", name);
-    }
+AttentionOptions read_attention_options(const py::tuple& given, TensorReader& reader, const char* operation) {
+  constexpr Py_ssize_t kOfSoftmax = 8;
+  constexpr Py_ssize_t kOfAttention = 12;
+  const Py_ssize_t count = PyTuple_GET_SIZE(given.ptr());
+  if (count != kOfSoftmax && count != kOfAttention) {
+    refuse_type({operation, "options"}, "a tuple of 8 or 12", text_of(given));
   }
+  Py_ssize_t next = 0;
+  // Calls read(value, argument) with the next option, unless it is None.
+  const auto with_next = [&](const char* name, const auto& read) {
+    const py::handle value = PyTuple_GET_ITEM(given.ptr(), next++);
+    if (!value.is_none()) read(value, Argument{operation, name});
+  };
+  const auto into = [&](auto& option, Dtypes dtypes) {
+    return [&option, &reader, dtypes](py::handle value, const Argument& argument) {
+      option = reader.read(value, argument, dtypes);
+    };
+  };
+  const auto into_number = [](auto& option) {
+    return [&option](py::handle value, const Argument& argument) { option = read_number(value, argument); };
+  };
+
+  AttentionOptions options;
+  with_next("mask", into(options.mask, Dtypes::booleans_and_floats));
+  with_next("causal", [&](py::handle value, const Argument& argument) {
+    options.causal = read_causal(value, argument);
+  });
+  with_next("window", [&](py::handle value, const Argument& argument) {
+    read_window(value, argument, options.window_left, options.window_right);
+  });
+  with_next("key_lengths", into(options.key_lengths, Dtypes::integers));
+  with_next("scale", into_number(options.scale));
+  with_next("dropout_p", into_number(options.dropout_p));
+  with_next("seed", [&](py::handle value, const Argument&) { options.seed = read_seed(value, operation); });
+  with_next("offset", [&](py::handle value, const Argument&) { options.offset = read_offset(value, operation); });
+  if (count == kOfSoftmax) return options;
+  with_next("alibi_slopes", into(options.alibi_slopes, Dtypes::floats));
+  with_next("softcap", into_number(options.softcap));
+  with_next("cu_seqlens_q", into(options.cu_seqlens_q, Dtypes::integers));
+  with_next("cu_seqlens_k", into(options.cu_seqlens_k, Dtypes::integers));
   return options;
 }
 

@@ -1,4 +1,4 @@
-// The options of attention and of the masked softmax: {"mask": array, "causal": "top_left", "dropout_p": 0.1, ...}.
+// The options of attention and of the masked softmax, as one tuple.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -8,7 +8,8 @@
 
 namespace fusestep {
 
-// Keys that are missing, or None, keep their defaults. Arrays are held by the reader.
-AttentionOptions read_attention_options(const pybind11::dict& given, TensorReader& reader, const char* operation);
+// In this order: mask, causal, window, key_lengths, scale, dropout_p, seed, offset, and for attention alone alibi_slopes,
+// softcap, cu_seqlens_q, cu_seqlens_k. None keeps a default. Arrays are held by the reader.
+AttentionOptions read_attention_options(const pybind11::tuple& given, TensorReader& reader, const char* operation);
 
 }  // namespace fusestep

@@ -1,8 +1,6 @@
 // fusestep._core: plain dropout.
 #include "operations/dropout.h"
 
-#include <string>
-
 #include "bindings/functions.h"
 #include "bindings/options.h"
 #include "bindings/tensor.h"
@@ -13,7 +11,9 @@ namespace {
 
 void run_dropout(const char* operation, py::handle x, const py::handle* residual, py::handle out, py::handle p,
                  py::handle seed, py::handle offset) {
-  const double probability = read_number(p, Range::below_one, {operation, "p"});
+  const Argument p_argument{operation, "p"};
+  const double probability = read_number(p, p_argument);
+  if (!(probability >= 0 && probability <= 1)) refuse_value(p_argument, "a probability in [0, 1]", text_of(p));
   const DropoutRule rule = dropout_rule(probability, read_seed(seed, operation), read_offset(offset, operation));
   TensorReader reader;
   const TensorView x_view = reader.read(x, {operation, "x"});
@@ -26,14 +26,13 @@ void run_dropout(const char* operation, py::handle x, const py::handle* residual
   plan.run(stream);
 }
 
-void dropout(const std::string& operation, py::handle x, py::handle out, py::handle p, py::handle seed,
-             py::handle offset) {
-  run_dropout(operation.c_str(), x, nullptr, out, p, seed, offset);
+void dropout(const char* operation, py::handle x, py::handle out, py::handle p, py::handle seed, py::handle offset) {
+  run_dropout(operation, x, nullptr, out, p, seed, offset);
 }
 
-void dropout_add(const std::string& operation, py::handle x, py::handle residual, py::handle out, py::handle p,
+void dropout_add(const char* operation, py::handle x, py::handle residual, py::handle out, py::handle p,
                  py::handle seed, py::handle offset) {
-  run_dropout(operation.c_str(), x, &residual, out, p, seed, offset);
+  run_dropout(operation, x, &residual, out, p, seed, offset);
 }
 
 }  // namespace

@@ -1,6 +1,5 @@
 // fusestep._core: the masked softmax.
 #include <optional>
-#include <string>
 
 #include "bindings/attention_options.h"
 #include "bindings/functions.h"
@@ -11,9 +10,8 @@ namespace fusestep {
 
 namespace {
 
-void masked_softmax_forward(const std::string& operation, py::handle scores, py::handle out, py::handle lse,
-                            const py::dict& options) {
-  const char* name = operation.c_str();
+void masked_softmax_forward(const char* name, py::handle scores, py::handle out, py::handle lse,
+                            const py::tuple& options) {
   TensorReader reader;
   const TensorView scores_view = reader.read(scores, {name, "scores"});
   const TensorView out_view = reader.read(out, {name, "out"});
@@ -25,9 +23,8 @@ void masked_softmax_forward(const std::string& operation, py::handle scores, py:
   plan.run_forward(stream);
 }
 
-void masked_softmax_backward(const std::string& operation, py::handle grad_out, py::handle scores, py::handle lse,
-                             py::handle grad_scores, py::handle grad_mask, const py::dict& options) {
-  const char* name = operation.c_str();
+void masked_softmax_backward(const char* name, py::handle grad_out, py::handle scores, py::handle lse,
+                             py::handle grad_scores, py::handle grad_mask, const py::tuple& options) {
   TensorReader reader;
   const TensorView grad_out_view = reader.read(grad_out, {name, "grad_out"});
   const TensorView scores_view = reader.read(scores, {name, "scores"});

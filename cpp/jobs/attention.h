@@ -51,7 +51,7 @@ struct AttentionJob {
   HeadTensor key;
   HeadTensor value;
   HeadTensor out;
-  HeadTensor lse;    // float; double where dtype is. column: 0
+  HeadTensor lse;    // float; double where dtype is. column: 0. data nullptr: the forward pass writes none
   HeadTensor mask;   // (batch, head, query, key), stride 0 where broadcast
   DType mask_dtype;  // boolean (false excludes) or additive floats
   HeadTensor alibi;  // (batch, head); row, column: 0

@@ -17,18 +17,20 @@ inline constexpr int kDropoutGroup = 8;  // elements that share a Philox call
 // The probability is rounded to a multiple of 2^-16, and the survivors are scaled for the rounded one: the expectation
 // stays exact.
 struct DropoutRule {
-  std::uint32_t threshold;  // numbers below are dropped; 0: nothing is, at most 65535
+  std::uint32_t threshold;  // numbers below are dropped; 0: nothing is; 65536: everything is
   std::uint64_t seed;
   std::uint32_t offset;
 
   FUSESTEP_HD bool drops() const { return threshold != 0; }
-  FUSESTEP_HD double scale() const { return 65536.0 / (65536.0 - threshold); }
+  FUSESTEP_HD bool drops_all() const { return threshold == 65536u; }
+  // 0 where everything is dropped: there are no survivors to scale.
+  FUSESTEP_HD double scale() const { return drops_all() ? 0.0 : 65536.0 / (65536.0 - threshold); }
 };
 
-// p: in [0, 1).
+// p: in [0, 1]. Below 1 something may survive, however close p is.
 FUSESTEP_HD DropoutRule dropout_rule(double p, std::uint64_t seed, std::uint32_t offset) {
   const auto threshold = static_cast<std::uint32_t>(p * 65536.0 + 0.5);
-  return {threshold < 65535u ? threshold : 65535u, seed, offset};
+  return {p < 1 && threshold > 65535u ? 65535u : threshold, seed, offset};
 }
 
 // Plain dropout of an element, and with a residual added; `kept` is the element, or 0 where it is dropped. V: a number

@@ -39,7 +39,7 @@ void check_attention_options(const char* operation, const AttentionOptions& opti
   const auto check = [&](bool right, const char* name, const char* expected, double got) {
     if (!right) refuse_value({operation, name}, expected, std::to_string(got));
   };
-  check(options.dropout_p >= 0 && options.dropout_p < 1, "dropout_p", "a probability in [0, 1)", options.dropout_p);
+  check(options.dropout_p >= 0 && options.dropout_p <= 1, "dropout_p", "a probability in [0, 1]", options.dropout_p);
   check(std::isfinite(options.softcap) && options.softcap >= 0, "softcap", "a finite number > 0, or None",
         options.softcap);
   if (options.scale) check(std::isfinite(*options.scale), "scale", "a finite number", *options.scale);
@@ -55,9 +55,8 @@ HeadTensor head_tensor(const TensorView& view, bool packed) {
 }
 
 AttentionPlan::AttentionPlan(const char* operation, const TensorView& query, const TensorView& key,
-                             const TensorView& value, const TensorView& out, const TensorView& lse,
-                             const AttentionOptions& options, bool writes_out)
-    : operation_(operation) {
+                             const TensorView& value, const AttentionOptions& options)
+    : operation_(operation), device_(query.device), packed_(options.cu_seqlens_q.has_value()) {
   const auto argument = [&](const char* name) { return Argument{operation, name}; };
   check_attention_options(operation, options);
   if (query.ndim != 4) {
@@ -91,15 +90,8 @@ AttentionPlan::AttentionPlan(const char* operation, const TensorView& query, con
   check_dtype(value, query.dtype, argument("value"));
   check_device(value, query.device, argument("value"));
   check_shape(value, {batch, kv_heads, keys, value_dim}, argument("value"));
-  check_dtype(out, query.dtype, argument("out"));
-  check_device(out, query.device, argument("out"));
-  check_shape(out, {batch, heads, queries, value_dim}, argument("out"));
-  check_dtype(lse, query.dtype == DType::float64 ? DType::float64 : DType::float32, argument("lse"));
-  check_device(lse, query.device, argument("lse"));
-  check_shape(lse, {batch, heads, queries}, argument("lse"));
 
-  const bool packed = options.cu_seqlens_q.has_value();
-  if (packed && batch != 1) {
+  if (packed_ && batch != 1) {
     refuse_value(argument("query"), "a batch of 1 where cu_seqlens tell sequences apart", std::to_string(batch));
   }
   job_.dtype = query.dtype;
@@ -107,44 +99,51 @@ AttentionPlan::AttentionPlan(const char* operation, const TensorView& query, con
   job_.kv_heads = kv_heads;
   job_.head_dim = head_dim;
   job_.value_dim = value_dim;
-  job_.query = head_tensor(query, packed);
-  job_.key = head_tensor(key, packed);
-  job_.value = head_tensor(value, packed);
-  job_.out = head_tensor(out, packed);
-  job_.lse = {lse.data, packed ? 0 : stride_of(lse, 0), stride_of(lse, 1), stride_of(lse, 2), 0};
+  job_.query = head_tensor(query, packed_);
+  job_.key = head_tensor(key, packed_);
+  job_.value = head_tensor(value, packed_);
+  std::ranges::copy(std::initializer_list<std::int64_t>{batch, heads, queries, value_dim}, out_shape_);
   job_.scale = options.scale ? *options.scale : 1 / std::sqrt(static_cast<double>(head_dim));
   job_.softcap = options.softcap;
   job_.dropout = dropout_rule(options.dropout_p, options.seed, options.offset);
 
   add_sequences(query, key, options);
-  const std::int64_t sequences = packed ? options.cu_seqlens_q->numel - 1 : batch;
-  if (options.mask) add_mask(*options.mask, query, key, packed);
+  const std::int64_t sequences = packed_ ? options.cu_seqlens_q->numel - 1 : batch;
+  if (options.mask) add_mask(*options.mask, query, key);
   if (options.alibi_slopes) check_alibi(*options.alibi_slopes, query, sequences);
+}
 
-  overlaps_.reads(query, argument("query"));
-  overlaps_.reads(key, argument("key"));
-  overlaps_.reads(value, argument("value"));
-  if (options.mask) overlaps_.reads(*options.mask, argument("mask"));
-  if (options.alibi_slopes) overlaps_.reads(*options.alibi_slopes, argument("alibi_slopes"));
-  if (writes_out) {
-    check_writable(out, argument("out"));
-    check_writable(lse, argument("lse"));
-    overlaps_.writes(out, argument("out"));
-    overlaps_.writes(lse, argument("lse"));
-  } else {
-    overlaps_.reads(out, argument("out"));
-    overlaps_.reads(lse, argument("lse"));
-  }
+void AttentionPlan::add_results(const TensorView& out, const TensorView* lse) {
+  const Argument out_argument{operation_, "out"};
+  check_dtype(out, job_.dtype, out_argument);
+  check_device(out, device_, out_argument);
+  const auto [batch, heads, queries, value_dim] = out_shape_;
+  check_shape(out, {batch, heads, queries, value_dim}, out_argument);
+  job_.out = head_tensor(out, packed_);
+  if (lse == nullptr) return;
+  const Argument lse_argument{operation_, "lse"};
+  check_dtype(*lse, job_.dtype == DType::float64 ? DType::float64 : DType::float32, lse_argument);
+  check_device(*lse, device_, lse_argument);
+  check_shape(*lse, {batch, heads, queries}, lse_argument);
+  job_.lse = {lse->data, packed_ ? 0 : stride_of(*lse, 0), stride_of(*lse, 1), stride_of(*lse, 2), 0};
+}
+
+void AttentionPlan::note_inputs(OverlapCheck& overlaps, const char* operation, const TensorView& query,
+                                const TensorView& key, const TensorView& value, const AttentionOptions& options) {
+  overlaps.reads(query, {operation, "query"});
+  overlaps.reads(key, {operation, "key"});
+  overlaps.reads(value, {operation, "value"});
+  if (options.mask) overlaps.reads(*options.mask, {operation, "mask"});
+  if (options.alibi_slopes) overlaps.reads(*options.alibi_slopes, {operation, "alibi_slopes"});
 }
 
 void AttentionPlan::add_sequences(const TensorView& query, const TensorView& key, const AttentionOptions& options) {
   const std::int64_t total_q = query.shape[2];
   const std::int64_t total_k = key.shape[2];
-  const bool packed = options.cu_seqlens_q.has_value();
   std::int64_t count = query.shape[0];
   std::optional<Integers> offsets_q;
   std::optional<Integers> offsets_k;
-  if (packed) {
+  if (packed_) {
     const Argument argument_q{operation_, "cu_seqlens_q"};
     const Argument argument_k{operation_, "cu_seqlens_k"};
     check_offsets(*options.cu_seqlens_q, total_q, argument_q);
@@ -172,7 +171,7 @@ void AttentionPlan::add_sequences(const TensorView& query, const TensorView& key
     AttentionSequence sequence{};
     sequence.queries = total_q;
     sequence.keys = total_k;
-    if (packed) {
+    if (packed_) {
       sequence.query_begin = (*offsets_q)[n];
       sequence.key_begin = (*offsets_k)[n];
       sequence.queries = (*offsets_q)[n + 1] - sequence.query_begin;
@@ -181,14 +180,14 @@ void AttentionPlan::add_sequences(const TensorView& query, const TensorView& key
     std::int64_t key_length = sequence.keys;
     if (lengths) {
       const std::int64_t length = (*lengths)[n];
-      if (packed ? length < 0 : length < 0 || length > sequence.keys) {
+      if (packed_ ? length < 0 : length < 0 || length > sequence.keys) {
         refuse_value({operation_, "key_lengths", n}, "0 to " + std::to_string(sequence.keys), std::to_string(length));
       }
       key_length = std::min(length, key_length);
     }
     add(sequence, key_length);
   }
-  if (packed) {
+  if (packed_) {
     // Rows that belong to no sequence attend to nothing and are attended to by nothing.
     AttentionSequence rest{};
     rest.query_begin = (*offsets_q)[count];
@@ -201,10 +200,10 @@ void AttentionPlan::add_sequences(const TensorView& query, const TensorView& key
   job_.num_sequences = static_cast<std::int64_t>(sequences_.size());
 }
 
-void AttentionPlan::add_mask(const TensorView& mask, const TensorView& query, const TensorView& key, bool packed) {
+void AttentionPlan::add_mask(const TensorView& mask, const TensorView& query, const TensorView& key) {
   const std::int64_t sizes[] = {query.shape[0], query.shape[1], query.shape[2], key.shape[2]};
   job_.mask = mask_tensor(mask, query, sizes, {operation_, "mask"});
-  if (packed) job_.mask.batch = 0;
+  if (packed_) job_.mask.batch = 0;
   job_.mask_dtype = mask.dtype;
 }
 

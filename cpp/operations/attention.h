@@ -33,28 +33,37 @@ struct AttentionOptions {
 
 class AttentionPlan {
  public:
-  // `out` and `lse` are written by the forward pass (`writes_out`), read by the backward one.
+  // Refuses what cannot be done, but for the results: they may be made when their shape is known.
   AttentionPlan(const char* operation, const TensorView& query, const TensorView& key, const TensorView& value,
-                const TensorView& out, const TensorView& lse, const AttentionOptions& options, bool writes_out);
+                const AttentionOptions& options);
+
+  // (batch, heads, queries, value dim). That of lse lacks the last.
+  const std::int64_t (&out_shape() const)[4] { return out_shape_; }
+
+  // The results: written by the forward pass, which needs no `lse`, and read by the backward one.
+  void add_results(const TensorView& out, const TensorView* lse);
+
+  // What both passes read, for the check that it is not written. Results that were made for the call need no check.
+  static void note_inputs(OverlapCheck& overlaps, const char* operation, const TensorView& query, const TensorView& key,
+                          const TensorView& value, const AttentionOptions& options);
 
   void forward(const Stream& stream) const;
 
   const AttentionJob& job() const { return job_; }
   const Backend& backend() const { return *backend_; }
 
-  // Of which the backward pass notes its own arrays too.
-  OverlapCheck& overlaps() { return overlaps_; }
-
  private:
   void add_sequences(const TensorView& query, const TensorView& key, const AttentionOptions& options);
-  void add_mask(const TensorView& mask, const TensorView& query, const TensorView& key, bool packed);
+  void add_mask(const TensorView& mask, const TensorView& query, const TensorView& key);
   void check_alibi(const TensorView& slopes, const TensorView& query, std::int64_t batch);
 
   const char* operation_;
   const Backend* backend_ = nullptr;
   AttentionJob job_{};
+  Device device_{};
+  bool packed_ = false;
+  std::int64_t out_shape_[4] = {};
   std::vector<AttentionSequence> sequences_;
-  OverlapCheck overlaps_;
 };
 
 // Refuses numbers that make no sense, and cu_seqlens of one side only.

@@ -21,14 +21,18 @@ void check_same_shape(const TensorView& view, const TensorView& of, const Argume
 AttentionBackwardPlan::AttentionBackwardPlan(const char* operation, const TensorView& query, const TensorView& key,
                                              const TensorView& value, const TensorView& out, const TensorView& lse,
                                              const AttentionGradViews& grads, const AttentionOptions& options)
-    : plan_(operation, query, key, value, out, lse, options, false) {
+    : plan_(operation, query, key, value, options) {
+  plan_.add_results(out, &lse);
+  AttentionPlan::note_inputs(overlaps_, operation, query, key, value, options);
+  overlaps_.reads(out, {operation, "out"});
+  overlaps_.reads(lse, {operation, "lse"});
   const bool packed = options.cu_seqlens_q.has_value();
   const Argument grad_out{operation, "grad_out"};
   check_dtype(grads.grad_out, query.dtype, grad_out);
   check_device(grads.grad_out, query.device, grad_out);
   check_same_shape(grads.grad_out, out, grad_out);
   grads_.grad_out = head_tensor(grads.grad_out, packed);
-  plan_.overlaps().reads(grads.grad_out, grad_out);
+  overlaps_.reads(grads.grad_out, grad_out);
 
   const auto add = [&](const std::optional<TensorView>& grad, const TensorView& of, const char* name,
                        HeadTensor& tensor) {
@@ -40,7 +44,7 @@ AttentionBackwardPlan::AttentionBackwardPlan(const char* operation, const Tensor
   add(grads.grad_key, key, "grad_key", grads_.grad_key);
   add(grads.grad_value, value, "grad_value", grads_.grad_value);
   if (grads.grad_mask) add_grad_mask(*grads.grad_mask, options, {operation, "grad_mask"});
-  plan_.overlaps().check();
+  overlaps_.check();
 }
 
 void AttentionBackwardPlan::check_grad(const TensorView& grad, const TensorView& of, const Argument& argument) {
@@ -48,7 +52,7 @@ void AttentionBackwardPlan::check_grad(const TensorView& grad, const TensorView&
   check_device(grad, of.device, argument);
   check_same_shape(grad, of, argument);
   check_writable(grad, argument);
-  plan_.overlaps().writes(grad, argument);
+  overlaps_.writes(grad, argument);
 }
 
 void AttentionBackwardPlan::add_grad_mask(const TensorView& grad_mask, const AttentionOptions& options,

@@ -30,6 +30,7 @@ class AttentionBackwardPlan {
   void add_grad_mask(const TensorView& grad_mask, const AttentionOptions& options, const Argument& argument);
 
   AttentionPlan plan_;
+  OverlapCheck overlaps_;
   AttentionGrads grads_{};
 };
 

@@ -11,12 +11,9 @@ namespace fusestep {
 
 namespace {
 
-void check_same(const TensorView& view, const TensorView& x, const Argument& argument) {
-  check_like(view, x, argument, "x");
-  if (view.dtype != x.dtype) refuse_type(argument, std::string(name_of(x.dtype)) + " as x is", name_of(view.dtype));
+bool is_same_memory(const TensorView& a, const TensorView& b) {
+  return a.data == b.data && a.dtype == b.dtype && same_strides(a, b);
 }
-
-bool is_same_memory(const TensorView& a, const TensorView& b) { return a.data == b.data && same_strides(a, b); }
 
 }  // namespace
 
@@ -26,8 +23,15 @@ DropoutPlan::DropoutPlan(const char* operation, const TensorView& x, const Tenso
   const Argument residual_argument{operation, "residual"};
   const Argument out_argument{operation, "out"};
   backend_ = &backend_for(x.device, x_argument);
-  if (residual != nullptr) check_same(*residual, x, residual_argument);
-  check_same(out, x, out_argument);
+  const DType residual_dtype = residual != nullptr ? residual->dtype : x.dtype;
+  const DType out_dtype = promoted(x.dtype, residual_dtype);
+  if (residual != nullptr) check_like(*residual, x, residual_argument, "x");
+  check_like(out, x, out_argument, "x");
+  if (out.dtype != out_dtype) {
+    refuse_type(out_argument,
+                std::string(name_of(out_dtype)) + (residual != nullptr ? " as x + residual is" : " as x is"),
+                name_of(out.dtype));
+  }
   check_writable(out, out_argument);
   OverlapCheck overlaps;
   overlaps.writes(out, out_argument);
@@ -43,6 +47,7 @@ DropoutPlan::DropoutPlan(const char* operation, const TensorView& x, const Tenso
   job_.layout = layouts_.layout_of(views, operands, residual != nullptr ? 3 : 2, x_argument, ElementOrder::c_order);
   job_.numel = x.numel;
   job_.dtype = x.dtype;
+  job_.residual_dtype = residual_dtype;
   job_.rule = rule;
 }
 

@@ -9,7 +9,8 @@ namespace fusestep {
 
 class DropoutPlan {
  public:
-  // `residual` may be null. Refuses what cannot be done. `out` may be x or residual, but no other view of their memory.
+  // `residual` may be null, and may have another dtype than x: `out` has the promoted one. Refuses what cannot be done.
+  // `out` may be x or residual, but no other view of their memory.
   DropoutPlan(const char* operation, const TensorView& x, const TensorView* residual, const TensorView& out,
               const DropoutRule& rule);
 

@@ -43,3 +43,11 @@ def check_number(
         relation = ">" if exclusive else ">="
         limit = f" and < {below:g}" if below < math.inf else ""
         refuse(operation, argument, f"a finite number {relation} {minimum:g}{limit}", repr(value))
+
+
+def check_probability(operation: str, argument: str, value: Any) -> None:
+    """Refuses anything but a number in [0, 1]."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        refuse(operation, argument, "a number", repr(value), error=TypeError)
+    if not 0 <= value <= 1:
+        refuse(operation, argument, "a probability in [0, 1]", repr(value))

@@ -156,7 +156,7 @@ def test_a_norm_of_many_groups_of_slices(rng):
     assert abs(ops.grad_norm(grads) - one * math.sqrt(len(grads))) <= 1e-12 * one * math.sqrt(len(grads))
 
 
-@pytest.mark.parametrize("p", [0.0, 0.1, 0.5])
+@pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 1.0])
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
 @pytest.mark.parametrize("layout", cases.TORCH_LAYOUTS)
 def test_dropout(layout, dtype, p, rng):

@@ -206,7 +206,7 @@ def test_window(operation, wrong, error):
     refuse(operation, error, "window", window=wrong)
 
 
-@pytest.mark.parametrize("p", [-0.1, 1.0, 1.5, NAN, INF])
+@pytest.mark.parametrize("p", [-0.1, math.nextafter(1, 2), 1.5, NAN, INF])
 @OPERATION
 def test_probabilities_out_of_range(operation, p):
     refuse(operation, ValueError, "dropout_p", dropout_p=p, seed=1)

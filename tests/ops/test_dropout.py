@@ -17,7 +17,7 @@ from problems import as_numpy, assert_same_bits
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 DTYPE = pytest.mark.parametrize("dtype", DTYPES)
-P = pytest.mark.parametrize("p", [0.0, 2.0**-16, 0.1, 0.5, 0.9999, math.nextafter(1, 0)])
+P = pytest.mark.parametrize("p", [0.0, 2.0**-16, 0.1, 0.5, 0.9999, math.nextafter(1, 0), 1.0])
 SEED, OFFSET = 0xFEDCBA9876543210, 0x89ABCDEF
 SEEDS = {"seed": SEED, "offset": OFFSET}
 
@@ -92,14 +92,55 @@ def available_bytes():
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
 
 
-@DTYPE
-def test_dropout_add_rounds_once(dtype, rng):
-    x, residual = (problems.array(rng.standard_normal(1000), dtype) for _ in range(2))
-    got = as_numpy(ops.dropout_add(x, residual, 0.3, **SEEDS))
+def wanted_sum(x, residual, p, dtype):
+    """What must come out of dropout_add bit for bit, in torch's promoted dtype."""
     wide = np.float64 if dtype == "float64" else np.float32
-    kept = np.where(keep((1000,), 0.3), as_numpy(x), 0).astype(wide)
-    want = exact.fma(kept, wide(reference.dropout_scale(0.3)), as_numpy(residual).astype(wide))
-    assert_same_bits(got, stored(want, dtype))
+    kept = np.where(keep(x.shape, p), as_numpy(x), 0).astype(wide)
+    return stored(exact.fma(kept, wide(reference.dropout_scale(p)), as_numpy(residual).astype(wide)), dtype)
+
+
+def promoted(dtype, residual_dtype):
+    promoted = torch.promote_types(getattr(torch, dtype), getattr(torch, residual_dtype))
+    return str(promoted).removeprefix("torch.")
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("residual_dtype", DTYPES)
+@DTYPE
+def test_dropout_add_rounds_once(dtype, residual_dtype, p, rng):
+    """In torch's promotion of the two dtypes, which may differ, and for p = 1 nothing but the residual."""
+    for n in cases.SIZES:
+        x, residual = (
+            problems.array(rng.standard_normal(n), dtype),
+            problems.array(rng.standard_normal(n), residual_dtype),
+        )
+        out = ops.dropout_add(x, residual, p, **SEEDS)
+        assert out.dtype == (x + residual).dtype
+        assert_same_bits(as_numpy(out), wanted_sum(x, residual, p, promoted(dtype, residual_dtype)), f"{n} elements")
+
+
+@pytest.mark.parametrize("layout", cases.TORCH_LAYOUTS)
+@pytest.mark.parametrize("residual_dtype", DTYPES)
+@DTYPE
+def test_two_dtypes_in_any_layout(dtype, residual_dtype, layout, rng):
+    for shape in cases.LAYOUT_SHAPES:
+        x = problems.array(rng.standard_normal(shape), dtype, layout=layout)
+        residual = problems.array(rng.standard_normal(shape), residual_dtype, layout="column")
+        want = wanted_sum(x, residual, 0.3, promoted(dtype, residual_dtype))
+        assert_same_bits(as_numpy(ops.dropout_add(x, residual, 0.3, **SEEDS)), want)
+        if dtype != residual_dtype and promoted(dtype, residual_dtype) == residual_dtype:
+            assert ops.dropout_add(x, residual, 0.3, **SEEDS, out=residual) is residual
+            assert_same_bits(as_numpy(residual), want)
+
+
+@pytest.mark.parametrize("residual_dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_two_dtypes_of_numpy(dtype, residual_dtype, rng):
+    x, residual = rng.standard_normal((2, 100))
+    out = ops.dropout_add(x.astype(dtype), residual.astype(residual_dtype), 0.3, **SEEDS)
+    assert out.dtype == np.promote_types(dtype, residual_dtype)
+    pair = (torch.from_numpy(x.astype(dtype)), torch.from_numpy(residual.astype(residual_dtype)))
+    assert_same_bits(out, ops.dropout_add(*pair, 0.3, **SEEDS).numpy())
 
 
 def test_how_many_are_kept_and_what_is_expected(rng):
@@ -127,6 +168,8 @@ def test_what_is_dropped_is_zero_whatever_it_was():
     residual = np.arange(1000, dtype=np.float32)
     dropped = ~keep((1000,), 0.5)
     assert (ops.dropout(x, 0.5, **SEEDS)[dropped] == 0).all()
+    assert (ops.dropout(x, 1.0, **SEEDS) == 0).all()
+    np.testing.assert_array_equal(ops.dropout_add(x, residual, 1.0, **SEEDS), residual)
     np.testing.assert_array_equal(ops.dropout_add(x, residual, 0.5, **SEEDS)[dropped], residual[dropped])
 
 
@@ -188,7 +231,7 @@ def ones(*shape, dtype=np.float32):
     return np.ones(shape, dtype)
 
 
-@pytest.mark.parametrize("p", [-0.1, 1.0, 2, math.nan, math.inf])
+@pytest.mark.parametrize("p", [-0.1, math.nextafter(1, 2), 2, math.nan, math.inf])
 def test_probabilities_out_of_range(p):
     assert_refused(ValueError, "p", ops.dropout, ones(5), p=p, seed=0)
     assert_refused(ValueError, "p", ops.dropout_add, ones(5), ones(5), p=p, seed=0)
@@ -228,7 +271,10 @@ def test_shapes_and_dtypes_that_differ():
         assert_refused(ValueError, "residual", ops.dropout_add, ones(5), ones(*shape), p=0.1, seed=0)
     for dtype in (np.float64, np.float16):
         assert_refused(TypeError, "out", ops.dropout, ones(5), p=0.1, seed=0, out=ones(5, dtype=dtype))
-        assert_refused(TypeError, "residual", ops.dropout_add, ones(5), ones(5, dtype=dtype), p=0.1, seed=0)
+        assert_refused(TypeError, "out", ops.dropout_add, ones(5), ones(5), p=0.1, seed=0, out=ones(5, dtype=dtype))
+    half = ones(5, dtype=np.float16)
+    assert_refused(TypeError, "out", ops.dropout_add, ones(5), half, p=0.1, seed=0, out=half)
+    assert_refused(TypeError, "out", ops.dropout_add, half, ones(5), p=0.1, seed=0, out=half)
 
 
 def test_memory_that_overlaps():

@@ -63,6 +63,7 @@ FEATURES: dict[str, Features] = {
     "dropout": {"dropout_p": 0.25},
     "dropout_most": {"dropout_p": 0.999},
     "dropout_least": {"dropout_p": 2.0**-16},
+    "dropout_all": {"dropout_p": 1.0},
     "packed": {"packed": True},
     "packed_causal": {"packed": True, "causal": True},
     "packed_bottom_right": {"packed": True, "causal": "bottom_right", "alibi_slopes": "bh"},

@@ -418,7 +418,7 @@ def test_a_change_between_forward_and_backward_is_noticed():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"dropout_p": 1.0}, ValueError, "attention: dropout_p: expected"),
+        ({"dropout_p": 1.5}, ValueError, "attention: dropout_p: expected"),
         ({"dropout_p": math.nan}, ValueError, "attention: dropout_p: expected"),
         ({"dropout_p": 0.5, "seed": 1.5}, TypeError, "attention: seed: expected an integer or a 0-dim int64 tensor"),
         ({"dropout_p": 0.5, "seed": torch.tensor([1])}, TypeError, "attention: seed: expected a 0-dim int64 tensor"),
@@ -444,6 +444,11 @@ def test_wrong_inputs_are_named():
         F.attention(query, key.float(), value)
     with pytest.raises(ValueError, match="attention: key: expected"):
         F.attention(query, key[..., :-1], value)
+    for wrong in (query[0], query[None], query[0, 0, 0, 0]):
+        with pytest.raises(ValueError, match="attention: query: expected 4 dimensions"):
+            F.attention(wrong, key, value)
+        with pytest.raises(ValueError, match="attention: query: expected 4 dimensions"):
+            F.attention(wrong.requires_grad_(), key, value)
     name = "scaled_dot_product_attention"
     with pytest.raises(RuntimeError, match=f"{name}: attn_mask: expected None with is_causal=True"):
         F.scaled_dot_product_attention(query, query, query, mask, is_causal=True)

@@ -50,6 +50,61 @@ def test_gradients_are_derivatives_twice():
         assert torch.autograd.gradgradcheck(function, inputs)
 
 
+ALL = {
+    "dropout": lambda x: F.dropout(x, 1.0),
+    "dropout, an integer": lambda x: F.dropout(x, 1),
+    "dropout in place": lambda x: F.dropout(x * 1.0, 1.0, inplace=True),
+    "module": lambda x: fnn.Dropout(1.0)(x),
+    "dropout_add": lambda x: F.dropout_add(x, torch.zeros_like(x), 1.0),
+    "masked_softmax": lambda x: F.masked_softmax(x, dropout_p=1.0),
+    "attention": lambda x: F.attention(x, x, x, dropout_p=1.0),
+    "scaled_dot_product_attention": lambda x: F.scaled_dot_product_attention(x, x, x, dropout_p=1.0),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ALL)
+def test_all_is_dropped_with_p_1(name, dtype):
+    """As in torch: zeros, and zero gradients."""
+    x = draw(2, 3, 40, 8, dtype=dtype, grad=True)
+    out = ALL[name](x)
+    assert out.dtype == dtype
+    assert torch.equal(out, torch.zeros_like(x))
+    (gradient,) = torch.autograd.grad(out, x, torch.ones_like(out))
+    assert torch.equal(gradient, torch.zeros_like(x))
+
+
+def test_the_residual_is_left_with_p_1():
+    x, residual = draw(9, grad=True), draw(9, grad=True, seed=1)
+    out = F.dropout_add(x, residual, 1.0)
+    assert torch.equal(out, residual)
+    gradients = torch.autograd.grad(out.sum(), [x, residual])
+    assert torch.equal(gradients[0], torch.zeros(9))
+    assert torch.equal(gradients[1], torch.ones(9))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("residual_dtype", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_two_dtypes_are_promoted_as_torch_does(dtype, residual_dtype, compiled):
+    """And each gradient has the dtype of its tensor."""
+
+    def ours(x, residual):
+        return F.dropout_add(x, residual, P, seed=7)
+
+    torch.compiler.reset()  # it compiles one function for a few dtypes at most
+    run = torch.compile(ours, backend="aot_eager", fullgraph=True) if compiled else ours
+    x, residual = draw(3, 50, dtype=dtype, grad=True), draw(3, 50, dtype=residual_dtype, grad=True, seed=1)
+    out = run(x, residual)
+    assert out.dtype == (residual + x).dtype
+    assert torch.equal(out, ops.dropout_add(x.detach(), residual.detach(), P, seed=7))
+    upstream = draw(3, 50, dtype=out.dtype, seed=2)
+    gradients = torch.autograd.grad(out, [x, residual], upstream)
+    assert torch.equal(gradients[0], ops.dropout(upstream, P, seed=7).to(dtype))
+    assert torch.equal(gradients[1], upstream.to(residual_dtype))
+    assert gradients[0].dtype == dtype
+
+
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("p", [0.0, P])
 def test_without_dropout_nothing_is_done(training, p):
@@ -141,6 +196,7 @@ def test_proper_operators():
         x, residual = draw(4, 6, dtype=dtype, grad=True), draw(4, 6, dtype=dtype, grad=True)
         opcheck(torch.ops.fusestep.dropout.default, (x, P, torch.tensor(3), 1))
         opcheck(torch.ops.fusestep.dropout_add.default, (x, residual, P, torch.tensor(3), 1))
+        opcheck(torch.ops.fusestep.dropout_add.default, (x, residual.detach().double(), P, torch.tensor(3), 1))
         strided = x.detach().T.requires_grad_()
         opcheck(
             torch.ops.fusestep.dropout_add.default, (strided, residual.detach().T.contiguous(), P, torch.tensor(3), 1)
@@ -181,7 +237,9 @@ def test_module():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda x: F.dropout(x, 1.0), ValueError, "dropout: p: expected a finite number >= 0 and < 1, got 1.0"),
+        (lambda x: F.dropout(x, 1.5), ValueError, r"dropout: p: expected a probability in \[0, 1\], got 1.5"),
+        (lambda x: F.dropout(x, float("nan")), ValueError, "dropout: p: expected a probability"),
+        (lambda x: F.dropout(x, "1"), TypeError, "dropout: p: expected a number"),
         (lambda x: F.dropout(x, -0.1, training=False), ValueError, "dropout: p: expected"),
         (lambda x: F.dropout(x.long(), P), TypeError, "dropout: x: expected"),
         (lambda x: F.dropout(x, P, seed=-1), ValueError, "dropout: seed: expected"),
@@ -189,8 +247,8 @@ def test_module():
         (lambda x: F.dropout(x, P, offset=2**32), ValueError, "dropout: offset: expected"),
         (lambda x: F.dropout(x.expand(3, 4), P, inplace=True), ValueError, "dropout: "),
         (lambda x: F.dropout_add(x, x[:2], P), ValueError, "dropout_add: residual: expected"),
-        (lambda x: F.dropout_add(x, x.double(), P), TypeError, "dropout_add: residual: expected"),
-        (lambda x: fnn.Dropout(1.5), ValueError, "Dropout: p: expected a finite number >= 0 and < 1, got 1.5"),
+        (lambda x: F.dropout_add(x, x.long(), P), TypeError, "dropout_add: residual: expected"),
+        (lambda x: fnn.Dropout(1.5), ValueError, r"Dropout: p: expected a probability in \[0, 1\], got 1.5"),
     ],
 )
 def test_what_cannot_be_taken_is_named(call, error, message):

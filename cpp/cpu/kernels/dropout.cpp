@@ -2,42 +2,48 @@
 #include "math/dropout.h"
 
 #include "cpu/kernels/kernels.h"
+#include "cpu/kernels/random.h"
 #include "cpu/kernels/slice.h"
 #include "jobs/slices.h"
 
 namespace fusestep::FUSESTEP_ISA {
 namespace {
 
-using Word = Vec<std::uint32_t>;
-
 // The elements that one vector of Philox calls serves.
-constexpr int kBlock = kDropoutGroup * Word::kWidth;
+constexpr int kBlock = kRandomBlock;
 
+static_assert(kDropoutGroup == kNumbersPerCall);
 static_assert(kSliceElements % kBlock == 0 && kStridedBuffer % kBlock == 0, "blocks begin at multiples of kBlock");
 
-// The numbers of elements [first, first + kBlock); first is a multiple of kBlock, so that no lane's group carries into
-// the upper word.
 FUSESTEP_HD void number_block(const DropoutRule& rule, std::int64_t first, std::uint16_t* numbers) {
-  const auto group = static_cast<std::uint64_t>(first) / kDropoutGroup;
-  const auto [word] = philox<Word>({{Word::iota(static_cast<std::uint32_t>(group)),
-                                     Word(static_cast<std::uint32_t>(group >> 32)), Word(0u), Word(rule.offset)}},
-                                   rule.seed);
-  Word::store_numbers(numbers, word[0], word[1], word[2], word[3]);
+  using Word = Vec<std::uint32_t>;
+  random_block(first, numbers, [&](Word low, std::uint32_t high) {
+    return philox<Word>({{low, Word(high), Word(0u), Word(rule.offset)}}, rule.seed);
+  });
 }
 
-// What a loop over one kind of tensors needs, in registers.
-template <bool kAdds, class S>
+// What a loop over one kind of tensors needs, in registers. X, R: elements of input and residual; the arithmetic is in
+// the wider of the two.
+template <bool kAdds, class X, class R>
 struct Dropper {
-  using T = typename Wide<S>::type;
+  using Out = Promoted<X, R>;
+  using T = typename Wide<Out>::type;
   using V = Vec<T>;
 
   DropoutRule rule;
+  std::uint16_t threshold;
   V scale;
 
-  FUSESTEP_HD explicit Dropper(const DropoutRule& r) : rule(r), scale(static_cast<T>(r.scale())) {}
+  // Where everything is dropped no numbers are drawn: they stay 0, which is below the greatest threshold of 16 bits.
+  FUSESTEP_HD explicit Dropper(const DropoutRule& r)
+      : rule(r),
+        threshold(static_cast<std::uint16_t>(r.drops_all() ? 65535u : r.threshold)),
+        scale(static_cast<T>(r.scale())) {}
 
-  FUSESTEP_HD void vector(const S* input, const S* residual, S* out, const std::uint16_t* numbers) const {
-    const V kept = keep(V::load(input), numbers, static_cast<std::uint16_t>(rule.threshold));
+  FUSESTEP_HD bool draws() const { return rule.drops() && !rule.drops_all(); }
+
+  FUSESTEP_HD void vector(const X* input, const R* residual, Out* out, const std::uint16_t* numbers) const {
+    const V kept = keep(V::load(input), numbers, threshold);
     if constexpr (kAdds) {
       dropout_value(kept, scale, V::load(residual)).store(out);
     } else {
@@ -46,78 +52,69 @@ struct Dropper {
   }
 
   // Flat memory that begins at element `first`, a multiple of kBlock.
-  FUSESTEP_HD void flat(std::int64_t first, const S* input, const S* residual, S* out, std::int64_t count) const {
-    constexpr std::int64_t kAhead = kPrefetchBytes / static_cast<std::int64_t>(sizeof(S));
+  FUSESTEP_HD void flat(std::int64_t first, const X* input, const R* residual, Out* out, std::int64_t count) const {
+    constexpr std::int64_t kInputAhead = kPrefetchBytes / static_cast<std::int64_t>(sizeof(X));
+    constexpr std::int64_t kOutAhead = kPrefetchBytes / static_cast<std::int64_t>(sizeof(Out));
     std::uint16_t numbers[kBlock] = {};
     std::int64_t i = 0;
     for (; i + kBlock <= count; i += kBlock) {
-      if (rule.drops()) number_block(rule, first + i, numbers);
+      if (draws()) number_block(rule, first + i, numbers);
       for (int j = 0; j < kBlock; j += V::kWidth) {
-        __builtin_prefetch(input + i + j + kAhead);
-        __builtin_prefetch(out + i + j + kAhead, 1);
+        __builtin_prefetch(input + i + j + kInputAhead);
+        __builtin_prefetch(out + i + j + kOutAhead, 1);
         vector(input + i + j, kAdds ? residual + i + j : nullptr, out + i + j, numbers + j);
       }
     }
     if (i == count) return;
-    // The rest is padded to a whole block in a buffer.
-    S rest[kBlock] = {};
-    S rest_residual[kBlock] = {};
-    const auto bytes = static_cast<std::size_t>(count - i) * sizeof(S);
-    memcpy(rest, input + i, bytes);
-    if constexpr (kAdds) memcpy(rest_residual, residual + i, bytes);
-    if (rule.drops()) number_block(rule, first + i, numbers);
-    for (int j = 0; j < kBlock; j += V::kWidth) vector(rest + j, rest_residual + j, rest + j, numbers + j);
-    memcpy(out + i, rest, bytes);
+    // The rest is padded to a whole block in buffers.
+    X rest[kBlock] = {};
+    R rest_residual[kBlock] = {};
+    Out rest_out[kBlock];
+    const auto rest_count = static_cast<std::size_t>(count - i);
+    memcpy(rest, input + i, rest_count * sizeof(X));
+    if constexpr (kAdds) memcpy(rest_residual, residual + i, rest_count * sizeof(R));
+    if (draws()) number_block(rule, first + i, numbers);
+    for (int j = 0; j < kBlock; j += V::kWidth) vector(rest + j, rest_residual + j, rest_out + j, numbers + j);
+    memcpy(out + i, rest_out, rest_count * sizeof(Out));
   }
 
   // Rows are gathered one after another until a buffer is full: a block may begin in one and end in the next.
   void strided(const DropoutJob& job, std::int64_t first, std::int64_t count) const {
-    S input[kStridedBuffer];
-    S residual[kStridedBuffer];
+    X input[kStridedBuffer];
+    R residual[kStridedBuffer];
+    Out out[kStridedBuffer];
     ElementCursor from(job.layout, first);
     ElementCursor to(job.layout, first);
     for (std::int64_t done = 0; done < count; done += kStridedBuffer) {
       const std::int64_t n = std::min(count - done, kStridedBuffer);
       for_each_run(from, n, [&](std::int64_t at, std::int64_t run) {
-        gather(input + at, static_cast<const S*>(job.input) + from.offset(0), from.step(0), run);
-        if (kAdds) gather(residual + at, static_cast<const S*>(job.residual) + from.offset(2), from.step(2), run);
+        gather(input + at, static_cast<const X*>(job.input) + from.offset(0), from.step(0), run);
+        if (kAdds) gather(residual + at, static_cast<const R*>(job.residual) + from.offset(2), from.step(2), run);
       });
-      flat(first + done, input, residual, input, n);
+      flat(first + done, input, residual, out, n);
       for_each_run(to, n, [&](std::int64_t at, std::int64_t run) {
-        scatter(static_cast<S*>(job.out) + to.offset(1), to.step(1), input + at, run);
+        scatter(static_cast<Out*>(job.out) + to.offset(1), to.step(1), out + at, run);
       });
     }
   }
 };
 
-template <bool kAdds, class S>
+template <bool kAdds, class X, class R>
 void dropout_of(const DropoutJob& job, std::int64_t slice) {
-  const Dropper<kAdds, S> dropper(job.rule);
+  const Dropper<kAdds, X, R> dropper(job.rule);
   const std::int64_t first = slice * kSliceElements;
   const std::int64_t count = std::min(kSliceElements, job.numel - first);
   if (job.layout != nullptr) return dropper.strided(job, first, count);
-  const S* residual = kAdds ? static_cast<const S*>(job.residual) + first : nullptr;
-  dropper.flat(first, static_cast<const S*>(job.input) + first, residual, static_cast<S*>(job.out) + first, count);
-}
-
-template <bool kAdds>
-void dropout_of_any_dtype(const DropoutJob& job, std::int64_t slice) {
-  switch (job.dtype) {
-    case DType::float32:
-      return dropout_of<kAdds, float>(job, slice);
-    case DType::float64:
-      return dropout_of<kAdds, double>(job, slice);
-    case DType::float16:
-      return dropout_of<kAdds, Float16>(job, slice);
-    case DType::bfloat16:
-      return dropout_of<kAdds, BFloat16>(job, slice);
-    default:
-      return;  // is refused
-  }
+  const R* residual = kAdds ? static_cast<const R*>(job.residual) + first : nullptr;
+  dropper.flat(first, static_cast<const X*>(job.input) + first, residual,
+               static_cast<Promoted<X, R>*>(job.out) + first, count);
 }
 
 void dropout_slice(const DropoutJob& job, std::int64_t slice) {
-  job.residual == nullptr ? dropout_of_any_dtype<false>(job, slice) : dropout_of_any_dtype<true>(job, slice);
+  with_element_type(job.dtype, [&]<class X>(X) {
+    if (job.residual == nullptr) return dropout_of<false, X, X>(job, slice);
+    with_element_type(job.residual_dtype, [&]<class R>(R) { dropout_of<true, X, R>(job, slice); });
+  });
 }
 
 }  // namespace

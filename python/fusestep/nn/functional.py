@@ -15,9 +15,9 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from fusestep._refusal import check_number, refuse
+from fusestep._refusal import check_probability, refuse
 
-from . import _ops
+from . import _nested, _ops
 
 __all__ = ["attention", "dropout", "dropout_add", "masked_softmax", "scaled_dot_product_attention"]
 
@@ -71,7 +71,7 @@ def attention(  # type: ignore[misc]  # the overloads leave the options to this 
         alibi_slopes: (H,) or (B, H): slope * distance to the diagonal is taken off the scores.
         softcap: scores become softcap * tanh(scores / softcap) before biases and masks.
         scale: default 1 / sqrt(D).
-        dropout_p: probability with which each weight is dropped, in [0, 1); the others are scaled by 1 / (1 - p).
+        dropout_p: probability with which each weight is dropped, in [0, 1]; the others are scaled by 1 / (1 - p).
         seed: of the dropout mask: an integer in [0, 2^64), or a 0-dim int64 tensor. None: drawn from torch's default
             CPU generator.
         offset: in [0, 2^32): another mask of the same seed.
@@ -91,20 +91,12 @@ def attention(  # type: ignore[misc]  # the overloads leave the options to this 
     if alibi_slopes is not None and alibi_slopes.requires_grad:
         refuse("attention", "alibi_slopes", "a tensor that needs no gradient", "requires_grad=True",
                "Detach it, or give an additive mask, which has a gradient.")  # fmt: skip
-    options = _given(
-        mask=mask,
-        causal=causal,
-        window=window,
-        key_lengths=key_lengths,
-        alibi_slopes=alibi_slopes,
-        softcap=softcap,
-        scale=scale,
-        cu_seqlens_q=cu_seqlens_q,
-        cu_seqlens_k=cu_seqlens_k,
-    )
-    _add_dropout("attention", options, dropout_p, seed, offset)
-    out, lse = _attention("attention", query, key, value, options)
-    return (out, lse) if return_lse else out
+    dropping = _dropping("attention", dropout_p, seed, offset)
+    options = (
+        mask, causal, window, key_lengths, scale, *dropping, alibi_slopes, softcap, cu_seqlens_q, cu_seqlens_k
+    )  # fmt: skip
+    out, lse = _attention("attention", query, key, value, options, return_lse)
+    return out if lse is None or not return_lse else (out, lse)
 
 
 def scaled_dot_product_attention(
@@ -127,7 +119,7 @@ def scaled_dot_product_attention(
         key: (..., S, E).
         value: (..., S, Ev). Leading dimensions broadcast, as in torch.
         attn_mask: boolean (True: attend) or floating (added), broadcastable to (N, ..., Hq, L, S).
-        dropout_p: in [0, 1), applied whenever it is > 0.
+        dropout_p: in [0, 1], applied whenever it is > 0.
         is_causal: query i sees keys up to i; not together with attn_mask.
         scale: default 1 / sqrt(E).
         enable_gqa: key and value may have fewer heads, which are shared by Hq / H query heads in a row.
@@ -143,12 +135,11 @@ def scaled_dot_product_attention(
     if attn_mask is not None and is_causal:
         refuse(name, "attn_mask", "None with is_causal=True", "a mask",
                "fusestep.nn.functional.attention takes both.", RuntimeError)  # fmt: skip
-    options = _given(mask=attn_mask, causal=is_causal, scale=scale)
-    _add_dropout(name, options, dropout_p, None, 0)
-    same = 1 if enable_gqa else 2  # leading dimensions that have to agree
-    if query.dim() == key.dim() == value.dim() == 4 and query.shape[:same] == key.shape[:same] == value.shape[:same]:
-        return _attention(name, query, key, value, options)[0]
-    return _any_dims(name, query, key, value, options, enable_gqa)
+    dropping = _dropping(name, dropout_p, None, 0)
+    if _is_nested(query) or _are_direct(query.shape, key.shape, value.shape, enable_gqa):
+        options = (attn_mask, is_causal, None, None, scale, *dropping, None, None, None, None)
+        return _attention(name, query, key, value, options, False)[0]
+    return _any_dims(name, query, key, value, attn_mask, (is_causal, None, None, scale, *dropping), enable_gqa)
 
 
 def masked_softmax(
@@ -177,9 +168,8 @@ def masked_softmax(
     Raises:
         As ``attention``.
     """
-    options = _given(mask=mask, causal=causal, window=window, key_lengths=key_lengths, scale=scale)
-    _add_dropout("masked_softmax", options, dropout_p, seed, offset)
-    return _ops.masked_softmax("masked_softmax", (scores,), options)[0]
+    options = (mask, causal, window, key_lengths, scale, *_dropping("masked_softmax", dropout_p, seed, offset))
+    return _ops.masked_softmax("masked_softmax", (scores,), options, False)[0]
 
 
 def dropout(
@@ -196,7 +186,7 @@ def dropout(
     Args:
         x: float32, float64, bfloat16 or float16, any strides. Elements are counted in the order of its shape, so that
             a transposed tensor with the same values loses the same ones.
-        p: in [0, 1). It is rounded to a multiple of 2^-16, and the scale is that of the rounded one.
+        p: in [0, 1]. It is rounded to a multiple of 2^-16, and the scale is that of the rounded one. 1 gives zeros.
         training: False gives x back.
         inplace: change x itself.
         seed, offset: as for ``attention``.
@@ -205,9 +195,13 @@ def dropout(
         TypeError, ValueError: an argument that cannot be taken; x is as it was then.
         RuntimeError: inplace on a leaf that requires a gradient.
     """
-    check_number("dropout", "p", p, 0.0, 1.0)
+    check_probability("dropout", "p", p)
     if not training or p == 0.0:
         return x
+    if _is_nested(x):
+        if inplace:
+            refuse("dropout", "inplace", "False for a nested tensor", "True")
+        return _nested.elementwise("dropout", lambda x: dropout(x, p, seed=seed, offset=offset), x=x)
     if inplace:
         if x.requires_grad and x.is_leaf and torch.is_grad_enabled():
             refuse("dropout", "x", "a tensor that may be changed in place", "a leaf that requires a gradient",
@@ -228,26 +222,29 @@ def dropout_add(
     """``residual + dropout(x)`` in one pass.
 
     Args:
-        x, residual: of one shape and dtype.
+        x, residual: of one shape. Their dtypes may differ: the sum has torch's promotion of the two (float32 for a
+            bfloat16 x and a float32 residual, as under autocast), and each gradient the dtype of its tensor.
         p, training, seed, offset: as for ``dropout``.
 
     Raises:
         As ``dropout``.
     """
-    check_number("dropout_add", "p", p, 0.0, 1.0)
+    check_probability("dropout_add", "p", p)
     if not training or p == 0.0:
         return residual + x
+    if _is_nested(x) or _is_nested(residual):
+        return _nested.elementwise(
+            "dropout_add",
+            lambda x, residual: dropout_add(x, residual, p, seed=seed, offset=offset),
+            x=x,
+            residual=residual,
+        )
     return _ops.dropout_add("dropout_add", x, residual, p, _seed("dropout_add", seed), offset)
 
 
-def _given(**options: Any) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None and value is not False}
-
-
-def _add_dropout(operation: str, options: dict[str, Any], p: float, seed: int | Tensor | None, offset: int) -> None:
-    """A seed is drawn only where there is something to drop."""
-    if p != 0.0:
-        options.update(dropout_p=p, seed=_seed(operation, seed), offset=offset)
+def _dropping(operation: str, p: float, seed: int | Tensor | None, offset: int) -> tuple[Any, ...]:
+    """The options dropout_p, seed and offset. A seed is drawn only where there is something to drop."""
+    return (0.0, None, 0) if p == 0.0 else (p, _seed(operation, seed), offset)
 
 
 def _seed(operation: str, seed: int | Tensor | None) -> int | Tensor:
@@ -258,24 +255,59 @@ def _seed(operation: str, seed: int | Tensor | None) -> int | Tensor:
 
 
 def _attention(
-    operation: str, query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]
-) -> tuple[Tensor, Tensor]:
+    operation: str, query: Tensor, key: Tensor, value: Tensor, options: tuple[Any, ...], wants_lse: bool
+) -> tuple[Tensor, Tensor | None]:
+    if _is_nested(query):
+        packed = _nested.pack(operation, query, key, value, options)
+        out, lse = _attention(operation, *packed, wants_lse)
+        return _nested.unpack(out, query), None if lse is None else _nested.unpack(lse, query)
+    if torch._C._is_any_autocast_enabled():
+        query, key, value, options = _autocast(query, key, value, options)
+    return _ops.attention(operation, (query, key, value), options, wants_lse)
+
+
+def _autocast(
+    query: Tensor, key: Tensor, value: Tensor, options: tuple[Any, ...]
+) -> tuple[Tensor, Tensor, Tensor, tuple[Any, ...]]:
+    """As torch's own attention under autocast: float64 is left alone. Masks may stay in float32."""
     device = query.device.type
-    if device != "meta" and torch.is_autocast_enabled(device):
-        # As torch's own attention: float64 is left alone. Masks may stay in float32.
-        dtype = torch.get_autocast_dtype(device)
-        query, key, value = (t if t.dtype == torch.float64 else t.to(dtype) for t in (query, key, value))
-        mask = options.get("mask")
-        if mask is not None and mask.dtype in (torch.float16, torch.bfloat16):
-            options["mask"] = mask.to(dtype)
-    return _ops.attention(operation, (query, key, value), options)
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return query, key, value, options
+    dtype = torch.get_autocast_dtype(device)
+    query, key, value = (t if t.dtype == torch.float64 else t.to(dtype) for t in (query, key, value))
+    mask = options[0]
+    if mask is not None and mask.dtype in (torch.float16, torch.bfloat16):
+        options = (mask.to(dtype), *options[1:])
+    return query, key, value, options
+
+
+def _are_direct(query: torch.Size, key: torch.Size, value: torch.Size, enable_gqa: bool) -> bool:
+    """Whether `attention` takes tensors of these shapes as they are: four dimensions, and nothing to broadcast."""
+    # One by one: torch.jit.trace cannot compare whole shapes.
+    return (
+        len(query) == len(key) == len(value) == 4
+        and query[0] == key[0] == value[0]
+        and (enable_gqa or query[1] == key[1] == value[1])
+    )
+
+
+def _is_nested(x: Tensor) -> bool:
+    return x.is_nested is True  # a torch.fx.Proxy answers with another Proxy, of which nothing can be asked
 
 
 def _any_dims(
-    operation: str, query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any], enable_gqa: bool
+    operation: str,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    options: tuple[Any, ...],
+    enable_gqa: bool,
 ) -> Tensor:
     """What torch takes besides four equal leading dimensions, brought to (B, H, S, D) without copies where possible."""
     for name, tensor in (("query", query), ("key", key), ("value", value)):
+        if _is_nested(tensor):
+            refuse(operation, name, "an ordinary tensor as query is", "a nested one")
         if tensor.dim() < 2:
             refuse(operation, name, "at least 2 dimensions", f"shape {tuple(tensor.shape)}")
     inputs = [query, key, value]
@@ -288,10 +320,10 @@ def _any_dims(
     inputs = [t.expand(*leading, *t.shape[shared:]) for t in inputs]
     target = inputs[0].shape
     inputs = [_four_dims(t) for t in inputs]
-    mask = options.get("mask")
     if mask is not None and len(target) > 4 and mask.dim() > 3:
-        options["mask"] = _four_dims(mask.expand(*target[:-3], *mask.shape[-3:]))
-    out = _attention(operation, inputs[0], inputs[1], inputs[2], options)[0]
+        mask = _four_dims(mask.expand(*target[:-3], *mask.shape[-3:]))
+    all_options = (mask, *options, None, None, None, None)
+    out = _attention(operation, inputs[0], inputs[1], inputs[2], all_options, False)[0]
     return out.reshape(*target[:-1], value.shape[-1])
 
 

@@ -25,7 +25,7 @@ class MultiheadAttention(nn.MultiheadAttention):
     Args:
         embed_dim: features of query and output, a multiple of num_heads.
         num_heads: heads, of embed_dim / num_heads features each (256 at most).
-        dropout: probability with which weights are dropped in training, in [0, 1).
+        dropout: probability with which weights are dropped in training, in [0, 1].
         bias: whether the projections have one.
         add_bias_kv: append a learned key and value to each sequence.
         add_zero_attn: append a key and value of zeros to each sequence.

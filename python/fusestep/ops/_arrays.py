@@ -26,16 +26,28 @@ def shape_of(array: Any) -> tuple[int, ...]:
     return tuple(getattr(array, "shape", ()))
 
 
-def empty(operation: str, name: str, shape: tuple[int, ...], like: Any, *, for_sums: bool = False) -> Any:
-    """A new array of the kind, device and dtype of `like`; `for_sums`: float64 for float64, float32 for the rest."""
+def empty(
+    operation: str, name: str, shape: tuple[int, ...], like: Any, *, for_sums: bool = False, plus: Any = None
+) -> Any:
+    """A new array of the kind, device and dtype of `like`.
+
+    for_sums: float64 for float64, float32 for the rest. plus: of the dtype of `like + plus`, if it has another dtype.
+    """
+    if plus is not None and getattr(plus, "dtype", None) == getattr(like, "dtype", None):
+        plus = None
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(like, torch.Tensor):
         dtype = like.dtype
+        if isinstance(plus, torch.Tensor):
+            dtype = torch.promote_types(dtype, plus.dtype)
         if for_sums and dtype != torch.float64:
             dtype = torch.float32
         return torch.empty(shape, dtype=dtype, device=like.device)
     if isinstance(like, np.ndarray) or not hasattr(like, "__dlpack__"):
         dtype = like.dtype if isinstance(like, np.ndarray) else np.dtype(np.float32)
+        if isinstance(plus, np.ndarray):
+            # NumPy knows no sum of the two 16-bit floats of ml_dtypes and its own.
+            dtype = np.promote_types(dtype, np.promote_types(plus.dtype, np.float32))
         if for_sums and dtype != np.float64:
             dtype = np.dtype(np.float32)
         return np.empty(shape, dtype)
@@ -50,9 +62,19 @@ def empty(operation: str, name: str, shape: tuple[int, ...], like: Any, *, for_s
     )
 
 
-def check_seed(operation: str, probability: Any, seed: Any) -> None:
-    """Refuses dropout without a seed."""
-    if seed is None and isinstance(probability, (int, float)) and probability > 0:
+def softmax_options(
+    operation: str,
+    mask: Any,
+    causal: bool | str,
+    window: tuple[int | None, int | None] | None,
+    key_lengths: Any,
+    scale: float | None,
+    dropout_p: float,
+    seed: int | None,
+    offset: int,
+) -> tuple[Any, ...]:
+    """What attention and the masked softmax share, in the order of ``_core``. Refuses dropout without a seed."""
+    if seed is None and isinstance(dropout_p, (int, float)) and dropout_p > 0:
         refuse(
             operation,
             "seed",
@@ -61,6 +83,7 @@ def check_seed(operation: str, probability: Any, seed: Any) -> None:
             "The mask is a function of the arguments alone: choose a seed, and another one for each call.",
             TypeError,
         )
+    return mask, causal, window, key_lengths, scale, dropout_p, seed, offset
 
 
 def check_grad_mask(operation: str, wanted: bool, mask: Any) -> None:

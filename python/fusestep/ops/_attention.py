@@ -6,7 +6,7 @@ from typing import Any
 
 from fusestep import _core
 
-from ._arrays import bump_versions, check_grad_mask, check_seed, empty, shape_of
+from ._arrays import bump_versions, check_grad_mask, empty, shape_of, softmax_options
 
 
 def attention(
@@ -48,7 +48,7 @@ def attention(
             diagonal.
         softcap: the score becomes softcap * tanh(score / softcap), before the mask is added.
         scale: default 1 / sqrt(D).
-        dropout_p: in [0, 1): the probability with which a weight is dropped, rounded to a multiple of 2**-16.
+        dropout_p: in [0, 1]: the probability with which a weight is dropped, rounded to a multiple of 2**-16.
         seed: 0 to 2**64 - 1; needed where dropout_p > 0. The weight of a query and a key is kept or dropped by seed,
             offset, batch, head and the two positions, on every device alike.
         offset: 0 to 2**32 - 1: tells apart calls that share a seed.
@@ -66,21 +66,8 @@ def attention(
     Raises:
         TypeError, ValueError: an argument that cannot be taken. Nothing has been written then.
     """
-    check_seed("attention", dropout_p, seed)
-    options = {
-        "mask": mask,
-        "causal": causal,
-        "window": window,
-        "key_lengths": key_lengths,
-        "alibi_slopes": alibi_slopes,
-        "softcap": softcap,
-        "scale": scale,
-        "dropout_p": dropout_p,
-        "seed": seed,
-        "offset": offset,
-        "cu_seqlens_q": cu_seqlens_q,
-        "cu_seqlens_k": cu_seqlens_k,
-    }
+    common = softmax_options("attention", mask, causal, window, key_lengths, scale, dropout_p, seed, offset)
+    options = (*common, alibi_slopes, softcap, cu_seqlens_q, cu_seqlens_k)
     rows = shape_of(query)[:-1]
     written = empty("attention", "out", (*rows, *shape_of(value)[-1:]), query) if out is None else out
     written_lse = empty("attention", "lse", rows, query, for_sums=True) if lse is None else lse
@@ -126,21 +113,8 @@ def attention_backward(
     Raises:
         TypeError, ValueError: an argument that cannot be taken.
     """
-    check_seed("attention_backward", dropout_p, seed)
-    options = {
-        "mask": mask,
-        "causal": causal,
-        "window": window,
-        "key_lengths": key_lengths,
-        "alibi_slopes": alibi_slopes,
-        "softcap": softcap,
-        "scale": scale,
-        "dropout_p": dropout_p,
-        "seed": seed,
-        "offset": offset,
-        "cu_seqlens_q": cu_seqlens_q,
-        "cu_seqlens_k": cu_seqlens_k,
-    }
+    common = softmax_options("attention_backward", mask, causal, window, key_lengths, scale, dropout_p, seed, offset)
+    options = (*common, alibi_slopes, softcap, cu_seqlens_q, cu_seqlens_k)
     check_grad_mask("attention_backward", grad_mask, mask)
     operation = "attention_backward"
     grad_query = empty(operation, "query", shape_of(query), query)

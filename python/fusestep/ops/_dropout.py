@@ -18,7 +18,7 @@ def dropout(x: Any, p: float, *, seed: int, offset: int = 0, out: Any = None) ->
 
     Args:
         x: float64, float32, bfloat16 or float16; any shape and layout.
-        p: in [0, 1); rounded to a multiple of 2**-16, and survivors are scaled for the rounded one.
+        p: in [0, 1]; rounded to a multiple of 2**-16, and survivors are scaled for the rounded one. 1 gives zeros.
         seed: 0 to 2**64 - 1.
         offset: 0 to 2**32 - 1: tells apart calls that share a seed.
         out: where to write; it may be x itself. Default: a new array.
@@ -44,10 +44,10 @@ def dropout_add(x: Any, residual: Any, p: float, *, seed: int, offset: int = 0, 
 
     Args:
         x, p, seed, offset: as of `dropout`.
-        residual: an array of the shape and dtype of x.
+        residual: an array of the shape of x. Its dtype may differ: the sum has float64 beside float64, else float32.
         out: where to write; it may be x or residual. Default: a new array.
     """
-    written = empty("dropout_add", "out", shape_of(x), x) if out is None else out
+    written = empty("dropout_add", "out", shape_of(x), x, plus=residual) if out is None else out
     _core.dropout_add("dropout_add", x, residual, written, p, seed, offset)
     if out is not None:
         bump_versions([out])

@@ -6,7 +6,7 @@ from typing import Any
 
 from fusestep import _core
 
-from ._arrays import bump_versions, check_grad_mask, check_seed, empty, shape_of
+from ._arrays import bump_versions, check_grad_mask, empty, shape_of, softmax_options
 
 
 def masked_softmax(
@@ -44,17 +44,7 @@ def masked_softmax(
     Raises:
         TypeError, ValueError: an argument that cannot be taken. Nothing has been written then.
     """
-    check_seed("masked_softmax", dropout_p, seed)
-    options = {
-        "mask": mask,
-        "causal": causal,
-        "window": window,
-        "key_lengths": key_lengths,
-        "scale": scale,
-        "dropout_p": dropout_p,
-        "seed": seed,
-        "offset": offset,
-    }
+    options = softmax_options("masked_softmax", mask, causal, window, key_lengths, scale, dropout_p, seed, offset)
     shape = shape_of(scores)
     written = empty("masked_softmax", "out", shape, scores) if out is None else out
     written_lse = empty("masked_softmax", "lse", shape[:-1], scores, for_sums=True) if lse is None else lse
@@ -92,17 +82,9 @@ def masked_softmax_backward(
     Raises:
         TypeError, ValueError: an argument that cannot be taken.
     """
-    check_seed("masked_softmax_backward", dropout_p, seed)
-    options = {
-        "mask": mask,
-        "causal": causal,
-        "window": window,
-        "key_lengths": key_lengths,
-        "scale": scale,
-        "dropout_p": dropout_p,
-        "seed": seed,
-        "offset": offset,
-    }
+    options = softmax_options(
+        "masked_softmax_backward", mask, causal, window, key_lengths, scale, dropout_p, seed, offset
+    )
     check_grad_mask("masked_softmax_backward", grad_mask, mask)
     grad_scores = empty("masked_softmax_backward", "scores", shape_of(scores), scores)
     mask_grad = empty("masked_softmax_backward", "mask", shape_of(mask), mask) if grad_mask else None

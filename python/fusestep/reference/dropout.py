@@ -19,12 +19,14 @@ GROUP = 8
 
 def dropout_threshold(p: float) -> int:
     """p as a multiple of 2**-16: an element is dropped if its 16-bit number is below this."""
-    return min(math.floor(p * 65536 + 0.5), 65535)
+    return 65536 if p == 1 else min(math.floor(p * 65536 + 0.5), 65535)
 
 
 def dropout_scale(p: float) -> float:
-    """What survivors are multiplied by: 1 / (1 - p) for the rounded p, so that the expectation is exact."""
-    return 65536 / (65536 - dropout_threshold(p))
+    """What survivors are multiplied by: 1 / (1 - p) for the rounded p, so that the expectation is exact. p = 1: there
+    are none, and it is 0."""
+    threshold = dropout_threshold(p)
+    return 0.0 if threshold == 65536 else 65536 / (65536 - threshold)
 
 
 def dropout_keep(numel: int, p: float, *, seed: int, offset: int = 0, first: int = 0) -> Array:

@@ -353,7 +353,7 @@ class ForwardBlock {
     const std::int64_t out_offset = query_offset(job_.out);
     for (std::int64_t row = 0; row < rows_; ++row) {
       const bool empty = maximum_[row] == -kInfinity;
-      lse_to[row * job_.lse.row] = empty ? -kInfinity : lse[row];
+      if (lse_to != nullptr) lse_to[row * job_.lse.row] = empty ? -kInfinity : lse[row];
       store_row(job_.out, job_.dtype, out_offset + row * job_.out.row, out_ + row * value_stride_,
                 empty ? T(0) : keep_scale / sum_[row], job_.value_dim);
     }
