@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 BUILD := build/editable
+CUDA_BUILD := build/cuda
 SOURCES := $(shell find cpp cuda python bench tests/cuda -type f -not -path '*/__pycache__/*' -not -path 'bench/results/*')
 
-.PHONY: train test bench gpu wheel lint format clean
+.PHONY: train test bench gpu cuda wheel lint format clean
 
 train: $(BUILD)/.installed
 	$(BIN)/fusestep train $(ARGS)
@@ -25,6 +26,15 @@ bench: $(BUILD)/.installed
 # On a machine with a CUDA device, with the Python of one's own: builds, tests on the device, measures, sanitizes.
 gpu:
 	PYTHON=$(PYTHON) $(PYTHON) tools/gpu.py $(ARGS)
+
+# The wheel with the CUDA backend, by the nvcc of NVIDIA's packages: no GPU and no driver are needed. Warnings are errors,
+# the machine code is what it should be, and the module imports without a driver.
+cuda: $(VENV)/.cuda-ready
+	rm -rf $(CUDA_BUILD)/dist
+	FUSESTEP_NVCC_FROM_PYPI=1 $(BIN)/python -m build --wheel --no-isolation --outdir $(CUDA_BUILD)/dist \
+	    --config-setting build-dir=$(CUDA_BUILD) --config-setting cmake.define.FUSESTEP_WERROR=ON
+	$(BIN)/python tools/check_sass.py $$(find $(CUDA_BUILD) -name '*.cu.o')
+	tools/check_wheel.sh $(CUDA_BUILD)/dist/fusestep-*.whl '80-real, 90-real, 90-virtual'
 
 # The wheel, and a proof of it: installed beside NumPy alone, imported and used.
 wheel: $(VENV)/.ready
@@ -49,6 +59,12 @@ clean:
 $(VENV)/.ready: constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --constraint constraints.txt build scikit-build-core pybind11 cmake ninja
+	touch $@
+
+# nvcc, and what reads its machine code: 300 MB that nothing but `make cuda` needs.
+$(VENV)/.cuda-ready: $(VENV)/.ready
+	$(BIN)/pip install --constraint constraints.txt nvidia-cuda-nvcc nvidia-cuda-crt nvidia-nvvm nvidia-cuda-runtime \
+	    nvidia-cuda-cccl nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm
 	touch $@
 
 # Editable, so that a change of a Python file counts at once; a change of anything else builds what depends on it.

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs a wheel into an empty virtual environment with NumPy alone, and uses it from there.
-#   tools/check_wheel.sh WHEEL
+#   tools/check_wheel.sh WHEEL [CUDA ARCHITECTURES]
+# CUDA ARCHITECTURES: those that the wheel must have kernels for, as `fusestep info` prints them.
 set -euo pipefail
 wheel=$(realpath "$1")
 place=$(mktemp -d)
@@ -28,4 +29,5 @@ assert np.isclose(norm, np.sqrt(1000 * 0.25), rtol=1e-12)
 assert np.allclose(param, 0.9, rtol=1e-6)
 print(f"check_wheel: imported in {1e3 * seconds:.1f} ms and used with NumPy {np.__version__} alone")
 PYTHON
-venv/bin/fusestep info
+venv/bin/fusestep info | tee info
+grep --quiet "^cuda architectures .*${2:-}" info
