@@ -123,7 +123,7 @@ void dropout_of_any_dtype(const DropoutJob& job, std::int64_t slice) {
     case DType::bfloat16:
       return dropout_of<kAdds, BFloat16>(job, slice);
     default:
-      return;  // is refused
+      return;  // refused before
   }
 }
 

@@ -34,11 +34,11 @@ FUSESTEP_HD void for_each_piece(const Job& job, std::int64_t slice, const Piece&
   }
 }
 
-// Memory is read this far ahead of the vector at work: the hardware's prefetchers stop at the end of each 4 KiB page,
-// and with up to five streams they are late at its start.
+// Memory is prefetched this far ahead of the current vector. The hardware's prefetchers stop at the end of each 4 KiB
+// page, and with up to five streams they start late on the next one.
 inline constexpr std::int64_t kPrefetchBytes = 512;
 
-// Walks elements [first, first + count) of a strided tensor in the layout's order.
+// Visits elements [first, first + count) of a strided tensor in the layout's order.
 class StridedCursor {
  public:
   FUSESTEP_HD StridedCursor(const StridedLayout& layout, std::int64_t first) : layout_(layout) {
