@@ -50,7 +50,7 @@ void run_backward(AttentionBackwardJob& job) {
   std::vector<std::uint32_t> finished;
   std::unique_ptr<float[]> sums;
   if (job.grads->grad_query.data != nullptr && size_of(forward.dtype) == 2) {
-    // One more than are at work, so that nobody waits for the last units of a head.
+    // One more than there are threads, so that no thread waits for the last units of a head.
     job.slots = std::min<std::int64_t>(groups, num_threads() + 1);
     std::int64_t longest = 0;
     for (std::int64_t s = 0; s < forward.num_sequences; ++s) longest = std::max(longest, forward.sequences[s].queries);

@@ -28,7 +28,8 @@ double forward_flops(const AttentionJob& job) {
 void cpu_attention_forward(const AttentionJob& job, const Stream& /*stream*/) {
   if (job.query_blocks == 0) return;
   const double flops = forward_flops(job);
-  // A claim is as much of a head as leaves claims enough to even out: its keys and values then stay in one cache.
+  // A claim is a large part of a head, so that its keys and values stay in one cache, but small enough that threads
+  // finish at about the same time.
   const std::int64_t a_head = (longest_sequence(job) + kQueryBlock - 1) / kQueryBlock;
   const std::int64_t a_claim = flops < kAloneFlops
                                    ? job.query_blocks

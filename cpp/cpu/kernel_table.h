@@ -37,7 +37,7 @@ struct AttentionBackwardJob {
   const std::int64_t* first_mask_unit;  // of each sequence, then the end; of all together if the mask has no batch
 };
 
-// Blocks of so many keys or queries; one of nothing, so that there is somebody to write zeros.
+// How many blocks cover the rows. At least one, which writes the zeros where there are no rows.
 constexpr std::int64_t attention_blocks(std::int64_t rows, std::int64_t block) {
   return rows == 0 ? 1 : (rows + block - 1) / block;
 }
@@ -89,7 +89,7 @@ struct CpuKernels {
   void (*softmax_grad_mask)(const SoftmaxBackwardJob&, std::int64_t mask_row);
 
   // The floor that benchmarks compare with: elements [begin, end) of every array are read, those of the first
-  // `num_written` are written back, with one fma each and nothing else.
+  // `num_written` are written back, with one fma each.
   void (*stream)(float* const* arrays, int num_arrays, int num_written, std::int64_t begin, std::int64_t end);
 
   // The ceiling that benchmarks compare with: multiply-adds in registers. Returns how many operations they were.

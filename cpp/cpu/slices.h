@@ -10,7 +10,7 @@ namespace fusestep {
 
 // body(slice) for every slice of `numel` elements. A thread claims neighbouring slices together, up to a million
 // elements: the longer the memory that it visits in order, the better the hardware prefetches. With eight claims a
-// thread nobody waits long for the last one.
+// thread no thread waits long for the last one.
 template <class Body>
 void for_each_slice(std::int64_t numel, const Body& body) {
   const std::int64_t count = slices(numel);

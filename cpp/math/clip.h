@@ -1,4 +1,4 @@
-// What happens to a gradient between backward and update: unscale, clip, turn round for maximize.
+// What happens to a gradient between backward and update: unscale, clip, negate for maximize.
 #pragma once
 
 #include "math/hd.h"
@@ -29,7 +29,7 @@ struct GradTransform {
   }
 };
 
-// What the clipping options make of a norm.
+// The clipping options, and the factor that follows from a norm.
 struct ClipRule {
   double max_norm;  // infinity: only measured
   double factor;

@@ -1,5 +1,4 @@
-// Powers of two, and what follows from them, for any vector type that offers scale_by_power and zero_below beside the
-// arithmetic of math/hd.h.
+// Powers of two, for any vector type that offers scale_by_power, zero_below and the arithmetic of math/hd.h.
 #pragma once
 
 #include <cstdint>
@@ -68,8 +67,8 @@ FUSESTEP_HD SplitPower<V> split_exp2(V x) {
   return {n, f, q};
 }
 
-// 2^x for x below the largest exponent. What would be subnormal is 0 (on processors they are slow, on some devices they
-// are 0 anyway), and so is 2^-inf.
+// 2^x for x below the largest exponent. What would be subnormal is 0 (processors compute them slowly, some devices
+// give 0 anyway), and so is 2^-inf.
 template <class T, class V>
 FUSESTEP_HD V exp2(V x) {
   const SplitPower<V> power = split_exp2<T>(x);

@@ -10,8 +10,8 @@
 #if defined(__CUDACC__)
 #define FUSESTEP_HD __host__ __device__ __forceinline__
 #else
-// always_inline is load-bearing: a shared template that was emitted out of line by an AVX-512 object could be the copy
-// that the linker keeps for everybody, and would then stop a CPU without AVX-512.
+// always_inline is needed for correctness. Of a function that several objects emit, the linker keeps one copy. If it
+// kept the one compiled for AVX-512, a CPU without AVX-512 would stop at an illegal instruction.
 #define FUSESTEP_HD inline __attribute__((always_inline))
 #endif
 

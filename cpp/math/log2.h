@@ -1,5 +1,5 @@
-// Logarithms from powers of two: a guess from the bits of a float, then steps that each take the error to its fourth
-// power.
+// Logarithms from powers of two: a first guess from the bits of a float, then steps that each reduce the error to its
+// fourth power.
 #pragma once
 
 #include "math/exp2.h"

@@ -1,4 +1,4 @@
-// The two 16-bit floats that gradients may come in, and their exact conversions to and from float.
+// The two 16-bit floating-point types, and their exact conversions to and from float.
 #pragma once
 
 #include <cstdint>
@@ -43,8 +43,8 @@ FUSESTEP_HD float to_float(Float16 x) {
   const std::uint32_t sign = (x.bits & 0x8000u) << 16;
   const std::uint32_t magnitude = x.bits & 0x7fffu;
   if (magnitude >= 0x7c00u) return float_of(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);  // inf, NaN
-  // Shifted into a float's place the exponent is short by 127 - 15; a multiplication mends it and normalises the
-  // subnormal ones on the way, exactly.
+  // In a float's bits the exponent is too small by 127 - 15. A multiplication corrects it, exactly, and also
+  // normalises subnormal numbers.
   const float value = float_of(magnitude << 13) * float_of(0x77800000u);  // * 2^112
   return float_of(sign | bits_of(value));
 }

@@ -61,7 +61,7 @@ FUSESTEP_HD double combine_in_order(const double* partial, std::int64_t count) {
   return total;
 }
 
-// The whole line's total from those of its slices.
+// The total of all slices.
 template <class Norm>
 FUSESTEP_HD double combine_slices(const double* partial, std::int64_t slices) {
   double total = 0;

@@ -55,11 +55,11 @@ struct Vec<float> {
   FUSESTEP_HD friend Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a.v, b.v, c.v); }
   FUSESTEP_HD friend Vec sqrt(Vec a) { return _mm256_sqrt_ps(a.v); }
   FUSESTEP_HD friend Vec abs(Vec a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v); }
-  // The instruction gives its second operand when either is NaN; the blend brings back a NaN that was the first.
+  // The instruction returns its second operand when either is NaN. The blend restores a NaN in the first.
   FUSESTEP_HD friend Vec max(Vec a, Vec b) {
     return _mm256_blendv_ps(_mm256_max_ps(a.v, b.v), a.v, _mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q));
   }
-  // Of numbers alone: nothing is promised about NaN.
+  // For numbers only: undefined for NaN.
   FUSESTEP_HD friend Vec max_number(Vec a, Vec b) { return _mm256_max_ps(a.v, b.v); }
   FUSESTEP_HD friend Vec scale_by_power(Vec x, Vec n) {
     const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127));
@@ -151,7 +151,7 @@ struct Vec<std::uint32_t> {
   FUSESTEP_HD friend Vec operator|(Vec a, Vec b) { return _mm256_or_si256(a.v, b.v); }
   FUSESTEP_HD friend Vec operator<<(Vec a, int bits) { return _mm256_slli_epi32(a.v, bits); }
   FUSESTEP_HD friend Vec operator>>(Vec a, int bits) { return _mm256_srli_epi32(a.v, bits); }
-  // The instruction multiplies the even lanes; the odd ones go through it shifted down.
+  // The instruction multiplies the even lanes only. The odd ones are shifted down and multiplied separately.
   FUSESTEP_HD friend void mul_wide(std::uint32_t a, Vec b, Vec& high, Vec& low) {
     const __m256i factor = Vec(a).v;
     const __m256i even = _mm256_mul_epu32(factor, b.v);

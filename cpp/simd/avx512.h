@@ -52,11 +52,11 @@ struct Vec<float> {
   FUSESTEP_HD friend Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a.v, b.v, c.v); }
   FUSESTEP_HD friend Vec sqrt(Vec a) { return _mm512_sqrt_ps(a.v); }
   FUSESTEP_HD friend Vec abs(Vec a) { return _mm512_andnot_ps(_mm512_set1_ps(-0.0f), a.v); }
-  // The instruction gives its second operand when either is NaN; the mask brings back a NaN that was the first.
+  // The instruction returns its second operand when either is NaN. The mask restores a NaN in the first.
   FUSESTEP_HD friend Vec max(Vec a, Vec b) {
     return _mm512_mask_mov_ps(_mm512_max_ps(a.v, b.v), _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q), a.v);
   }
-  // Of numbers alone: nothing is promised about NaN.
+  // For numbers only: undefined for NaN.
   FUSESTEP_HD friend Vec max_number(Vec a, Vec b) { return _mm512_max_ps(a.v, b.v); }
   FUSESTEP_HD friend Vec scale_by_power(Vec x, Vec n) { return _mm512_scalef_ps(x.v, n.v); }
   FUSESTEP_HD friend Vec zero_below(Vec x, Vec y, Vec limit) {
@@ -139,7 +139,7 @@ struct Vec<std::uint32_t> {
   FUSESTEP_HD friend Vec operator|(Vec a, Vec b) { return _mm512_or_si512(a.v, b.v); }
   FUSESTEP_HD friend Vec operator<<(Vec a, int bits) { return _mm512_slli_epi32(a.v, static_cast<unsigned>(bits)); }
   FUSESTEP_HD friend Vec operator>>(Vec a, int bits) { return _mm512_srli_epi32(a.v, static_cast<unsigned>(bits)); }
-  // The instruction multiplies the even lanes; the odd ones go through it shifted down.
+  // The instruction multiplies the even lanes only. The odd ones are shifted down and multiplied separately.
   FUSESTEP_HD friend void mul_wide(std::uint32_t a, Vec b, Vec& high, Vec& low) {
     const __m512i factor = Vec(a).v;
     const __m512i even = _mm512_mul_epu32(factor, b.v);

@@ -17,7 +17,7 @@ FUSESTEP_HD std::uint32_t nonzero_bytes(const std::uint8_t* p) {
     memcpy(&bytes, p + 8 * i, sizeof bytes);
     const std::uint64_t low = 0x7f7f7f7f7f7f7f7fu;
     const std::uint64_t ones = ((((bytes & low) + low) | bytes) & ~low) >> 7;
-    bits |= static_cast<std::uint32_t>(ones * 0x0102040810204080u >> 56) << 8 * i;  // one bit of each byte side by side
+    bits |= static_cast<std::uint32_t>(ones * 0x0102040810204080u >> 56) << 8 * i;  // one bit of each byte, in order
   }
   return bits;
 }

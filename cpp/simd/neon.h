@@ -49,7 +49,7 @@ struct Vec<float> {
   FUSESTEP_HD friend Vec abs(Vec a) { return vabsq_f32(a.v); }
   FUSESTEP_HD friend Vec max(Vec a, Vec b) { return vmaxq_f32(a.v, b.v); }
   FUSESTEP_HD friend Vec min(Vec a, Vec b) { return vminq_f32(a.v, b.v); }
-  // Of numbers alone: nothing is promised about NaN.
+  // For numbers only: undefined for NaN.
   FUSESTEP_HD friend Vec max_number(Vec a, Vec b) { return vmaxq_f32(a.v, b.v); }
   FUSESTEP_HD friend Vec scale_by_power(Vec x, Vec n) {
     const int32x4_t exponent = vaddq_s32(vcvtq_s32_f32(n.v), vdupq_n_s32(127));

@@ -50,7 +50,7 @@ struct Vec {
   }
 };
 
-// Words for Philox: kWidth of them beside the kWidth floats, with ^ & | +, shifts and mul_wide of math/philox.h.
+// Words for Philox: as many as floats (kWidth), with ^ & | +, shifts and mul_wide of math/philox.h.
 template <>
 struct Vec<std::uint32_t> {
   static constexpr int kWidth = 1;

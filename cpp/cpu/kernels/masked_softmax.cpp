@@ -128,7 +128,7 @@ class SoftmaxRows {
       const V score = V::load(scores_ + i) * scale;
       (additive ? add_mask<T>(score, V::load(grad_ + i)) : score).store(scores_ + i);
     }
-    // Once more: a scale of 0 or below has not left it there.
+    // Once more: a scale of 0 or below has changed it.
     std::fill(scores_ + count_, scores_ + padded_, -kInfinity);
     if (job_.mask.data != nullptr && job_.mask_dtype == DType::boolean) {
       const auto* allowed =

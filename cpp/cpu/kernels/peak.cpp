@@ -7,7 +7,7 @@ namespace {
 
 using V = Vec<float>;
 
-// Twelve that do not wait for each other hide the latency of any core so far, and fit in the sixteen registers of AVX2.
+// Twelve independent chains hide the latency of all cores so far, and fit in the sixteen registers of AVX2.
 constexpr int kChains = 12;
 constexpr std::int64_t kFlopsAnIteration = INT64_C(2) * kChains * V::kWidth;
 

@@ -1,4 +1,4 @@
-// The benchmarks' floor: as plain a loop as can be over the memory that an optimizer moves. It stands apart from the
+// The benchmarks' floor: as plain a loop as can be over the memory that an optimizer moves. It is separate from the
 // optimizers' loops on purpose: what slowed them down would otherwise slow down their measure too.
 #include "cpu/kernels/kernels.h"
 #include "cpu/kernels/slice.h"

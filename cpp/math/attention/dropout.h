@@ -1,5 +1,5 @@
-// attention_dropout_words (math/dropout.h) for many queries and keys at once, with the same bits. Of the first three
-// rounds most depends on the query alone or on the key group alone: what is left of them is one multiplication.
+// attention_dropout_words (math/dropout.h) for many queries and keys at once, with the same bits. Most of the
+// first three rounds depends only on the query or only on the key group. What remains of them is one multiplication.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
 // The masks that follow from positions alone. Causal, sliding window and key lengths leave each query one range of
-// keys, so they cost a loop bound, and tiles outside are never computed. Boolean and additive masks come on top.
+// keys: they only bound a loop, and tiles outside are never computed. Boolean and additive masks are applied as well.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,7 @@ struct PositionRange {
   std::int64_t end;  // never below begin
 };
 
-// Query i stands beside key i + shift. It may look `left` keys back from there and `right` keys ahead.
+// Query i is aligned with key i + shift. It attends to `left` keys before that one and to `right` keys after it.
 struct Band {
   std::int64_t queries;
   std::int64_t keys;  // those that exist: the key length
@@ -27,7 +27,7 @@ struct Band {
     return clipped(query + shift - left, query + shift + right + 1, keys);
   }
 
-  // The queries that may look at `key`, for the passes that go by keys.
+  // The queries that attend to `key`, for the passes over keys.
   FUSESTEP_HD PositionRange queries_of(std::int64_t key) const {
     if (key >= keys) return {0, 0};
     return clipped(key - shift - right, key - shift + left + 1, queries);

@@ -1,4 +1,4 @@
-// What becomes of a scaled product of query and key before the softmax. Scores are kept in base 2 (multiplied with
+// What is applied to a scaled product of query and key before the softmax. Scores are in base 2 (multiplied with
 // log2 e), so that the softmax takes powers of two.
 #pragma once
 
@@ -37,7 +37,7 @@ struct ScoreTerms {
 
   FUSESTEP_HD bool changes() const { return cap != 0 || slope_base2 != 0; }
 
-  // tanh((score / cap): what the gradient of the cap needs is 1 - t^2.
+  // t = tanh(score / cap). The derivative of the capped score is 1 - t^2.
   template <class V>
   FUSESTEP_HD V capped_tanh(V score) const {
     return tanh<T>(score * V(inverse_cap));

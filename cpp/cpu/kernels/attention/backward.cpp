@@ -1,35 +1,33 @@
-// The backward pass of attention, in a single walk over the scores: each unit takes a block of keys, holds the
-// gradients of its keys and values, and goes through the blocks of queries that attend to it. What a tile adds to the
-// gradients of its queries is added from the last block of keys to the first, whoever computes them: the bits do not
-// depend on the threads, and one head alone keeps all of them at work. Under a causal mask the last block has the
-// fewest queries, those that earlier blocks reach last: in this order nobody waits for them.
+// The backward pass of attention, in a single pass over the scores. Each unit takes a block of keys, accumulates the
+// gradients of its keys and values, and visits the blocks of queries that attend to it. The gradients of queries are
+// summed from the last block of keys to the first, for any number of threads: the bits do not depend on the threads,
+// and all threads can work on one head. Under a causal mask the last block has the fewest queries, those that earlier
+// blocks reach last. In this order no thread waits for them.
 #include <algorithm>
 
-#include "cpu/kernels/attention/backward_tile.h"
+#include "cpu/kernels/attention/unit.h"
 #include "cpu/kernels/kernels.h"
-#include "threads/scratch.h"
 #include "threads/turns.h"
 
 namespace fusestep::FUSESTEP_ISA {
 namespace {
 
 template <class T>
-class BackwardUnit {
+class BackwardUnit : AttentionUnit<T> {
+  using AttentionUnit<T>::job_;
+  using AttentionUnit<T>::forward_;
+  using AttentionUnit<T>::grads_;
+  using AttentionUnit<T>::tile_;
   using V = Vec<T>;
   static constexpr std::int64_t kWidth = V::kWidth;
 
  public:
-  explicit BackwardUnit(const AttentionBackwardJob& job)
-      : job_(job), forward_(*job.forward), grads_(*job.grads), tile_(forward_, grads_.grad_out) {
-    Arena measure(nullptr);
-    carve(measure);
-    Arena arena(thread_scratch(measure.size()));
-    carve(arena);
+  explicit BackwardUnit(const AttentionBackwardJob& job) : AttentionUnit<T>(job) {
+    carve_scratch([this](Arena& arena) { carve(arena); });
   }
 
   void run(std::int64_t unit) {
-    const std::int64_t s =
-        std::upper_bound(job_.first_unit, job_.first_unit + forward_.num_sequences, unit) - job_.first_unit - 1;
+    const std::int64_t s = this->sequence_of(job_.first_unit, unit);
     sequence_ = &forward_.sequences[s];
     blocks_ = key_blocks(sequence_->keys);
     block_ = blocks_ - 1 - (unit - job_.first_unit[s]) % blocks_;
@@ -109,7 +107,7 @@ class BackwardUnit {
     }
   }
 
-  // Where the gradients of a block of queries are summed up in 16-bit storage's place; nullptr: in their own memory.
+  // Where the gradients of a block of queries are summed for 16-bit storage; nullptr: in the gradient's own memory.
   T* sums_of(std::int64_t group, std::int64_t in_group, std::int64_t query0) const {
     if constexpr (sizeof(T) == sizeof(float)) {
       if (job_.sums == nullptr) return nullptr;
@@ -120,7 +118,7 @@ class BackwardUnit {
     }
   }
 
-  // Adds query_grads_, or nothing (`attends`), to what the blocks before have left: zero at first.
+  // Adds query_grads_, or nothing if no query `attends`, to the sum of the blocks before: zero at first.
   void add_query_grads(std::int64_t head, std::int64_t query0, std::int64_t queries, bool attends, bool first,
                        bool last, T* sums) {
     const HeadTensor& tensor = grads_.grad_query;
@@ -164,11 +162,6 @@ class BackwardUnit {
     }
   }
 
-  const AttentionBackwardJob& job_;
-  const AttentionJob& forward_;
-  const AttentionGrads& grads_;
-  BackwardTile<T> tile_;
-
   const AttentionSequence* sequence_ = nullptr;
   std::int64_t blocks_ = 0;
   std::int64_t block_ = 0;
@@ -180,19 +173,11 @@ class BackwardUnit {
   T* query_grads_;  // [query][query_stride]: what the tile adds
 };
 
-void attention_backward(const AttentionBackwardJob& job, std::int64_t unit) {
-  if (job.forward->dtype == DType::float64) {
-    BackwardUnit<double>(job).run(unit);
-  } else {
-    BackwardUnit<float>(job).run(unit);
-  }
-}
-
 }  // namespace
 
 void fill_attention_backward(CpuKernels& kernels) {
   kernels.attention_key_block = kKeyBlock;
-  kernels.attention_backward = attention_backward;
+  kernels.attention_backward = run_unit<BackwardUnit>;
 }
 
 }  // namespace fusestep::FUSESTEP_ISA

@@ -1,5 +1,5 @@
-// A tile of the backward pass: a block of keys by a block of queries, in which the weights are computed again from the
-// log-sum-exp and the gradients of the scores follow from them. Both are held as [query][key].
+// A tile of the backward pass: a block of keys by a block of queries. The weights are computed again from the
+// log-sum-exp, then the gradients of the scores from the weights. Both are stored as [query][key].
 #pragma once
 
 #include <algorithm>
@@ -19,8 +19,7 @@ namespace {
 // One Philox call in each lane gives a row of a tile its dropout.
 inline constexpr int kKeyBlock = std::max(64, kDropoutGroup* Vec<std::uint32_t>::kWidth);
 
-// Rows of a product's result that one block of registers holds, and the part of the other side that they have to do
-// with.
+// Rows of a product's result that one block of registers holds, and the range of the other dimension that they need.
 struct Strip {
   std::int64_t first;
   std::int64_t rows;
@@ -93,7 +92,7 @@ class BackwardTile {
     }
   }
 
-  // The tile of `queries` queries from query0 on: its limits and its mask. False: nobody attends to anything in it.
+  // The tile of `queries` queries from query0 on: its limits and its mask. False: no query attends to any key in it.
   bool start_queries(std::int64_t query0, std::int64_t queries) {
     query0_ = query0;
     query_count_ = queries;
@@ -101,8 +100,8 @@ class BackwardTile {
     return !empty_ && fill_mask();
   }
 
-  // weights(), score_grads(): after dropout, the weights as the values' gradient takes them; the gradients of the
-  // scores, without the scale. Those of the scores as they are before the cap, or after it as the mask's gradient.
+  // Computes the weights after dropout, which the values' gradient needs, and the gradients of the scores without the
+  // scale. before_cap: with respect to the scores before the soft cap; else after it, which is the mask's gradient.
   void compute(bool before_cap, bool needs_score_grads) {
     load_queries();
     multiply(query_strips_, query_strip_count_,
@@ -185,7 +184,7 @@ class BackwardTile {
       Strip& strip = key_strips_[i];
       strip = {first, last - first, 0, 0};
       if (key0_ + first >= band.keys) continue;
-      // Over the keys, both ends of the range only rise: those of the first and of the last one bound all.
+      // Both ends of the range never fall from one key to the next: the first and the last key bound all.
       const PositionRange front = band.queries_of(key0_ + first);
       const PositionRange back = band.queries_of(std::min(key0_ + last, band.keys) - 1);
       strip.begin = std::clamp<std::int64_t>(std::min(front.begin, back.begin) - query0_, 0, query_count_);
@@ -193,7 +192,7 @@ class BackwardTile {
     }
   }
 
-  // mask_ becomes additive, -inf for false. One row does for all queries where the mask has no queries.
+  // mask_ becomes additive, -inf for false. It has one row for all queries where the mask has no query dimension.
   bool fill_mask() {
     if (job_.mask.data == nullptr) return true;
     mask_stride_ = job_.mask.row == 0 ? 0 : kKeyBlock;
@@ -247,13 +246,14 @@ class BackwardTile {
       for (std::int64_t c = 0; c < value_stride_; c += kWidth) sum = fma(V::load(grad + c), V::load(values + c), sum);
       sum.store(score_grads_ + row * kWidth);
       const T l = lse[row * job_.lse.row];
-      // Rows that attend to nothing: every power of two below is that of -inf then, which is 0.
+      // Rows that attend to nothing: every weight is then 2^-inf = 0.
       lse_[row] = l == -kInfinity ? kInfinity : static_cast<T>(static_cast<double>(l) * kLog2E);
     }
     sum_lanes();
   }
 
-  // delta_ = the sums of the rows of kWidth that score_grads_ holds; turned over, so that vectors are added.
+  // delta_ = the sums of the rows of kWidth that score_grads_ holds. They are transposed first, so that vectors are
+  // added.
   void sum_lanes() {
     for (std::int64_t row = 0; row < query_count_; row += kWidth) {
       V lane[kWidth];
@@ -399,7 +399,7 @@ class BackwardTile {
   int key_strip_count_ = 0;
 
   std::int64_t mask_stride_ = 0;
-  bool mask_is_filled_ = false;  // with a row that does for all queries of the head
+  bool mask_is_filled_ = false;  // with one row for all queries of the head
   bool mask_attends_ = false;
 
   Rows<T> key_rows_{};
@@ -408,7 +408,7 @@ class BackwardTile {
 
   T* keys_t_;    // [head dim][key], scaled
   T* values_t_;  // [value dim][key]
-  T* keys_;      // copies, where the arrays' own memory does not do
+  T* keys_;      // copies, for arrays that the products cannot read directly
   T* values_;
   T* queries_;
   T* grads_;

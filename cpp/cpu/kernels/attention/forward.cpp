@@ -1,6 +1,6 @@
-// The forward pass of attention: for each block of queries one walk over the tiles of keys that its band leaves, with
-// the softmax kept up to date on the way. Scores of a tile are held transposed, [key][query]: row maxima and sums are
-// then vertical, and the weights come out as the second product wants them.
+// The forward pass of attention: each block of queries visits the tiles of keys that its band leaves and updates the
+// softmax after each (online softmax). The scores of a tile are stored transposed, [key][query]: maxima and sums are
+// then taken between vectors, not within one, and the weights already have the layout of the second product.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -12,7 +12,6 @@
 #include "math/attention/dropout.h"
 #include "math/attention/score.h"
 #include "math/log2.h"
-#include "threads/scratch.h"
 
 namespace fusestep::FUSESTEP_ISA {
 namespace {
@@ -42,10 +41,7 @@ class ForwardBlock {
 
  public:
   explicit ForwardBlock(const AttentionJob& job) : job_(job), value_stride_(round_up(job.value_dim, kWidth)) {
-    Arena measure(nullptr);
-    carve(measure);
-    Arena arena(thread_scratch(measure.size()));
-    carve(arena);
+    carve_scratch([this](Arena& arena) { carve(arena); });
   }
 
   void run(const AttentionSequence& sequence, std::int64_t head, std::int64_t first_query) {
@@ -81,7 +77,7 @@ class ForwardBlock {
 
   // The keys that any of rows [first, last) of this block may look at.
   PositionRange keys_of(std::int64_t first, std::int64_t last) const {
-    // Both ends only grow from row to row, those of empty ranges too, which may lie beyond the last key.
+    // Both ends never fall from row to row. Those of empty ranges may lie beyond the last key.
     const std::int64_t begin = sequence_->band.keys_of(query0_ + first).begin;
     const std::int64_t end = std::min(sequence_->band.keys_of(query0_ + last - 1).end, sequence_->band.keys);
     return {begin, std::max(begin, end)};
@@ -115,8 +111,7 @@ class ForwardBlock {
     }
   }
 
-  // Which keys of the tile take part for each query: where the band ends inside the tile, and where a boolean mask says
-  // so. False: none does.
+  // Which keys of the tile each query attends to, by the band and by a boolean mask. False: none at all.
   bool fill_bits(std::int64_t key0, std::int64_t keys) {
     const bool boolean = masked_by_booleans();
     if (!boolean && rows_ % kP == 0 && !restricts(0, rows_, {key0, key0 + keys})) return true;
@@ -128,7 +123,7 @@ class ForwardBlock {
       std::uint32_t* bits = bits_ + first / kWordKeys * kQueryBlock;
       const std::int64_t count = std::min<std::int64_t>(kWordKeys, keys - first);
       const std::int64_t most = std::min(first + count, band.keys - key0) - first;
-      const std::int64_t beside = query0_ + band.shift - key0 - first;  // the key beside the first query
+      const std::int64_t beside = query0_ + band.shift - key0 - first;  // the key on the diagonal of the first query
       for (std::int64_t row = 0; row < kQueryBlock; ++row) {
         const std::int64_t end = beside + row + band.right + 1;
         bits[row] = bits_between(beside + row - band.left, end < most ? end : most);
@@ -172,7 +167,7 @@ class ForwardBlock {
     if (begin >= end) return;
     for (int n = 0; n < kVecs; ++n) {
       const std::int64_t first = n * kWidth;
-      vector_keys_[n] = {end, end};  // vectors without a row look at nothing
+      vector_keys_[n] = {end, end};  // vectors without a row have no keys
       if (first >= rows) continue;
       const PositionRange keys_of_vector = keys_of(row0 + first, row0 + std::min<std::int64_t>(first + kWidth, rows));
       vector_keys_[n] = {std::max(keys_of_vector.begin - key0, begin), std::min(keys_of_vector.end - key0, end)};
@@ -195,7 +190,7 @@ class ForwardBlock {
     for (std::int64_t b = 0; b < blocks.count; ++b) {
       const std::int64_t key = begin + blocks.begin(b);
       const std::int64_t count = begin + blocks.begin(b + 1) - key;
-      // A vector further on begins and ends no earlier.
+      // Later vectors begin and end no earlier.
       int first = 0;
       int last = kVecs;
       while (first < last && vector_keys_[first].end <= key) ++first;
@@ -233,8 +228,8 @@ class ForwardBlock {
     });
   }
 
-  // scores_ become weights: 2^(score - maximum), after dropout. The maximum, the sum before dropout and what earlier
-  // sums are rescaled by are kept for each row.
+  // scores_ become weights: 2^(score - maximum), after dropout. For each row the maximum, the sum before dropout
+  // and the factor that rescales earlier sums are stored.
   template <bool kRestricted>
   void weigh_panel(std::int64_t row0, std::int64_t key0, std::int64_t begin, std::int64_t end) {
     const auto score = [&](std::int64_t key, std::int64_t lane) {
@@ -248,7 +243,7 @@ class ForwardBlock {
     for (int n = 0; n < kVecs; ++n) {
       const std::int64_t lane = n * kWidth;
       const V before = V::load(maximum_ + row0 + lane);
-      // Four at a time, as each has to wait for the one before it.
+      // Four chains: in a single one each maximum would wait for the one before.
       V part[4] = {before, before, before, before};
       const PositionRange keys = kRestricted ? vector_keys_[n] : PositionRange{begin, end};
       std::int64_t key = keys.begin;
@@ -259,7 +254,7 @@ class ForwardBlock {
       for (; key < keys.end; ++key) part[0] = max_number(part[0], score(key, lane));
       const V highest = max_number(max_number(part[0], part[1]), max_number(part[2], part[3]));
       highest.store(maximum_ + row0 + lane);
-      // Where nothing took part yet the maximum is -inf: 0 in its place leaves 2^-inf = 0 instead of NaN.
+      // Where no key took part yet the maximum is -inf. The lowest number instead gives 2^-inf = 0, not NaN.
       maximum[n] = max_number(highest, V(std::numeric_limits<T>::lowest()));
       exp2<T>(before - maximum[n]).store(rescale_ + row0 + lane);
       sum[n] = V(T(0));
@@ -294,8 +289,8 @@ class ForwardBlock {
     }
   }
 
-  // A row of the block of queries that follows in memory, probably the next to be run: one by one, while the arithmetic
-  // leaves memory alone. Without it start() waits for most of its loads.
+  // Prefetches one row of the next block of queries in memory, which probably runs next. This is done row by row
+  // between arithmetic that needs no memory. Without it start() waits for most of its loads.
   void prefetch_query() {
     if (prefetched_ == kQueryBlock) return;
     const HeadTensor& query = job_.query;
@@ -318,7 +313,7 @@ class ForwardBlock {
     }
   }
 
-  // out_ = out_ * rescale_ + weights . values; each block of rows walks only the keys that its rows may look at.
+  // out_ = out_ * rescale_ + weights . values; each block of rows reads only the keys that its rows may attend to.
   void output_panel(std::int64_t row0, std::int64_t rows, std::int64_t key0, std::int64_t begin, std::int64_t end,
                     Rows<T> values) {
     const std::int64_t columns = value_stride_ / kWidth;
@@ -340,7 +335,7 @@ class ForwardBlock {
   }
 
   void finish() {
-    // A row that attends to nothing has no logarithm; what stands in its place is not used.
+    // The logarithm of a row that attends to nothing is garbage and is not used.
     T lse[kQueryBlock];
     for (std::int64_t row = 0; row < kQueryBlock; row += kWidth) {
       T guess[kWidth];
@@ -366,13 +361,13 @@ class ForwardBlock {
   std::int64_t query0_ = 0;
   std::int64_t rows_ = 0;
   std::int64_t prefetched_ = 0;
-  PositionRange vector_keys_[kVecs];  // of the panel and tile at work: what each vector of queries may look at
+  PositionRange vector_keys_[kVecs];  // of the current panel and tile: the keys of each vector of queries
   ScoreTerms<T> terms_{1, 0, 0};
 
   T* queries_t_;  // [panel][head dim][kP], scaled
   T* scores_;     // [key][kP] of one panel
   T* out_;        // [row][value_stride_]
-  T* keys_;       // [key][head dim], where the array's own memory does not do
+  T* keys_;       // [key][head dim]: a copy, for arrays that the products cannot read directly
   T* values_;     // [key][value_stride_], as well
   T* maximum_;    // [row], in base 2
   T* sum_;

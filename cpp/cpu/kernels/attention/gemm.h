@@ -1,6 +1,6 @@
-// The products of attention in blocks of registers: up to kRowBlock rows by up to kVecs vectors of sums, each step one
-// row of vectors times kRowBlock broadcast numbers. Both products of the forward pass have this form without packing
-// keys or values.
+// The products of attention in blocks of registers: up to kRowBlock rows by up to kVecs vectors of sums. Each step
+// multiplies one row of vectors with kRowBlock broadcast numbers. Both products of the forward pass have this form
+// without packing keys or values.
 #pragma once
 
 #include <algorithm>
@@ -13,18 +13,18 @@ namespace {
 
 inline constexpr int kRowBlock = 6;
 
-// As many vectors of sums as leave registers for a row of vectors and the broadcast: 32 registers or 16.
+// Vectors of sums in a row. Registers for a row of vectors and for the broadcast must remain, of 32 or 16.
 #if defined(FUSESTEP_ISA_AVX2)
 inline constexpr int kVecs = 2;
 #else
 inline constexpr int kVecs = 4;
 #endif
 
-// Queries that lie side by side in vectors.
+// Queries that are processed together, one in each lane.
 template <class T>
 inline constexpr int kPanel = kVecs * Vec<T>::kWidth;
 
-// `total` rows in as few blocks as can be, all of about the same size: a block of one or two rows is a slow one.
+// `total` rows in as few blocks as can be, all of about the same size: blocks of one or two rows are slow.
 struct RowBlocks {
   std::int64_t count;
   std::int64_t size;

@@ -1,39 +1,37 @@
 // The gradient of an additive mask: that of the scores, summed up over what the mask was broadcast over, in a fixed
-// order. A pass of its own, by tiles of the mask's elements: in the pass over the keys, heads and batches that share an
+// order. This is a separate pass over tiles of the mask. In the pass over the keys, the heads and batches that share an
 // element would have to take turns.
 #include <algorithm>
 
-#include "cpu/kernels/attention/backward_tile.h"
+#include "cpu/kernels/attention/unit.h"
 #include "cpu/kernels/kernels.h"
-#include "threads/scratch.h"
 
 namespace fusestep::FUSESTEP_ISA {
 namespace {
 
-// Which positions of a dimension a unit goes through: its own one, or all.
+// The positions of a dimension that a unit visits: its own one, or all.
 FUSESTEP_HD PositionRange range_of(bool own, std::int64_t position, std::int64_t count) {
   return own ? PositionRange{position, position + 1} : PositionRange{0, count};
 }
 
 template <class T>
-class GradMaskUnit {
+class GradMaskUnit : AttentionUnit<T> {
+  using AttentionUnit<T>::job_;
+  using AttentionUnit<T>::forward_;
+  using AttentionUnit<T>::grads_;
+  using AttentionUnit<T>::tile_;
   using V = Vec<T>;
   static constexpr std::int64_t kWidth = V::kWidth;
 
  public:
-  explicit GradMaskUnit(const AttentionBackwardJob& job)
-      : job_(job), forward_(*job.forward), grads_(*job.grads), tile_(forward_, grads_.grad_out) {
-    Arena measure(nullptr);
-    carve(measure);
-    Arena arena(thread_scratch(measure.size()));
-    carve(arena);
+  explicit GradMaskUnit(const AttentionBackwardJob& job) : AttentionUnit<T>(job) {
+    carve_scratch([this](Arena& arena) { carve(arena); });
   }
 
   void run(std::int64_t unit) {
     std::int64_t s = 0;
     if (grads_.mask_has_batch) {
-      s = std::upper_bound(job_.first_mask_unit, job_.first_mask_unit + forward_.num_sequences, unit) -
-          job_.first_mask_unit - 1;
+      s = this->sequence_of(job_.first_mask_unit, unit);
       unit -= job_.first_mask_unit[s];
     }
     const AttentionSequence& sequence = forward_.sequences[s];
@@ -112,23 +110,11 @@ class GradMaskUnit {
     }
   }
 
-  const AttentionBackwardJob& job_;
-  const AttentionJob& forward_;
-  const AttentionGrads& grads_;
-  BackwardTile<T> tile_;
   T* sums_;  // [query][key]
 };
 
-void attention_grad_mask(const AttentionBackwardJob& job, std::int64_t unit) {
-  if (job.forward->dtype == DType::float64) {
-    GradMaskUnit<double>(job).run(unit);
-  } else {
-    GradMaskUnit<float>(job).run(unit);
-  }
-}
-
 }  // namespace
 
-void fill_attention_grad_mask(CpuKernels& kernels) { kernels.attention_grad_mask = attention_grad_mask; }
+void fill_attention_grad_mask(CpuKernels& kernels) { kernels.attention_grad_mask = run_unit<GradMaskUnit>; }
 
 }  // namespace fusestep::FUSESTEP_ISA

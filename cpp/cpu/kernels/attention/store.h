@@ -1,4 +1,4 @@
-// The memory that attention's kernels work in, and the way from there to the arrays.
+// The memory that attention's kernels work in, and how results are stored from there to the arrays.
 #pragma once
 
 #include <cstdint>
@@ -6,6 +6,7 @@
 #include "cpu/kernels/attention/tiles.h"
 #include "jobs/attention.h"
 #include "simd/vec.h"
+#include "threads/scratch.h"
 
 namespace fusestep::FUSESTEP_ISA {
 namespace {
@@ -29,6 +30,16 @@ class Arena {
   unsigned char* next_;
   std::size_t size_ = 0;
 };
+
+// carve(arena) takes its arrays from the scratch memory of this thread. It is called twice: how much it takes has to be
+// known first.
+template <class Carve>
+void carve_scratch(const Carve& carve) {
+  Arena measure(nullptr);
+  carve(measure);
+  Arena arena(thread_scratch(measure.size()));
+  carve(arena);
+}
 
 FUSESTEP_HD void narrow(double x, double& to) { to = x; }
 FUSESTEP_HD void narrow(double x, float& to) { to = static_cast<float>(x); }

@@ -1,5 +1,5 @@
-// Bringing pieces of the arrays into the form that the products take: contiguous rows of float or double, queries
-// transposed, masks as bits.
+// Converts pieces of the arrays to the form that the products take: contiguous rows of float or double, transposed
+// queries, masks as bits.
 #pragma once
 
 #include <algorithm>
@@ -12,7 +12,7 @@
 namespace fusestep::FUSESTEP_ISA {
 namespace {
 
-// The type that arithmetic on a storage type is done in is the caller's; one element widens to it.
+// One element, converted to the type that the caller computes in.
 template <class T>
 FUSESTEP_HD T widen(float x) {
   return static_cast<T>(x);
@@ -43,7 +43,7 @@ FUSESTEP_HD void with_elements(const void* data, DType dtype, std::int64_t offse
     case DType::bfloat16:
       return run(static_cast<const BFloat16*>(data) + offset);
     default:
-      return;  // plans hold floats, and boolean masks
+      return;  // a job holds floats, and boolean masks
   }
 }
 
@@ -56,7 +56,8 @@ inline double slope_of(const AttentionJob& job, const AttentionSequence& sequenc
   return slope;
 }
 
-// A vector of elements one beside the other. A float kernel meets doubles only as ALiBi slopes, never here.
+// Whether a vector of neighbouring elements can be loaded. A float kernel reads doubles only as ALiBi slopes, never
+// here.
 template <class T, class S>
 inline constexpr bool kLoads = !(sizeof(T) < sizeof(S));
 
@@ -72,7 +73,7 @@ FUSESTEP_HD void load_row(T* to, const S* from, std::int64_t stride, std::int64_
   for (; i < count; ++i) to[i] = widen<T>(from[i * stride]);
 }
 
-// A piece of an array as rows that the products can walk: its own memory where that will do, else a copy in `buffer`.
+// A piece of an array as rows that the products can read: the array itself where possible, else a copy in `buffer`.
 template <class T>
 struct Rows {
   const T* data;
