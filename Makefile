@@ -36,9 +36,9 @@ cuda: $(VENV)/.cuda-ready
 	$(BIN)/python tools/check_sass.py $$(find $(CUDA_BUILD) -name '*.cu.o')
 	tools/check_wheel.sh $(CUDA_BUILD)/dist/fusestep-*.whl '80-real, 90-real, 90-virtual'
 
-# The wheel, and a proof of it: installed beside NumPy alone, imported and used.
+# The wheel without CUDA, and a proof of it: installed beside NumPy alone, imported and used.
 wheel: $(VENV)/.ready
-	$(BIN)/python -m build --wheel --outdir dist
+	$(BIN)/python -m build --wheel --outdir dist --config-setting cmake.define.FUSESTEP_CUDA=OFF
 	tools/check_wheel.sh dist/fusestep-*.whl
 
 lint: $(BUILD)/.installed
@@ -67,9 +67,10 @@ $(VENV)/.cuda-ready: $(VENV)/.ready
 	    nvidia-cuda-cccl nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm
 	touch $@
 
-# Editable, so that a change of a Python file counts at once; a change of anything else builds what depends on it.
+# Editable, so that a change of a Python file counts at once; a change of anything else builds what depends on it. The
+# kernels of cuda/ are built for emulation only: `make cuda` and `make gpu` compile them for devices.
 $(BUILD)/.installed: $(VENV)/.ready CMakeLists.txt $(SOURCES)
 	$(BIN)/pip install --constraint constraints.txt --no-build-isolation --editable '.[train,bench,test,lint]' \
 	    --config-settings build-dir=$(BUILD) --config-settings cmake.define.FUSESTEP_WERROR=ON \
-	    --config-settings cmake.define.FUSESTEP_EMULATE_CUDA=ON
+	    --config-settings cmake.define.FUSESTEP_CUDA=OFF --config-settings cmake.define.FUSESTEP_EMULATE_CUDA=ON
 	touch $@

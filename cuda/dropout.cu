@@ -91,8 +91,7 @@ void run_dropout(const DropoutJob& job, const Stream& stream) {
   }
   with_element_type(job.dtype, [&]<class X>(X) {
     if (job.residual == nullptr) return launch_dropout<false, X, X>(arguments, session.stream());
-    with_element_type(job.residual_dtype,
-                      [&]<class R>(R) { launch_dropout<true, X, R>(arguments, session.stream()); });
+    with_element_type(job.residual_dtype, [&]<class R>(R) { launch_dropout<true, X, R>(arguments, session.stream()); });
   });
   session.finish();
 }

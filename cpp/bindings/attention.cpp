@@ -92,8 +92,8 @@ py::tuple attention(const char* name, py::handle query, py::handle key, py::hand
   return py::make_tuple(std::move(out), std::move(lse));
 }
 
-void attention_backward(const char* name, py::handle grad_out, py::handle query, py::handle key,
-                        py::handle value, py::handle out, py::handle lse, py::handle grad_query, py::handle grad_key,
+void attention_backward(const char* name, py::handle grad_out, py::handle query, py::handle key, py::handle value,
+                        py::handle out, py::handle lse, py::handle grad_query, py::handle grad_key,
                         py::handle grad_value, py::handle grad_mask, const py::tuple& options) {
   TensorReader reader;
   const auto read = [&](py::handle array, const char* argument) { return reader.read(array, {name, argument}); };

@@ -60,9 +60,8 @@ AttentionOptions read_attention_options(const py::tuple& given, TensorReader& re
 
   AttentionOptions options;
   with_next("mask", into(options.mask, Dtypes::booleans_and_floats));
-  with_next("causal", [&](py::handle value, const Argument& argument) {
-    options.causal = read_causal(value, argument);
-  });
+  with_next("causal",
+            [&](py::handle value, const Argument& argument) { options.causal = read_causal(value, argument); });
   with_next("window", [&](py::handle value, const Argument& argument) {
     read_window(value, argument, options.window_left, options.window_right);
   });

@@ -8,8 +8,8 @@
 
 namespace fusestep {
 
-// In this order: mask, causal, window, key_lengths, scale, dropout_p, seed, offset, and for attention alone alibi_slopes,
-// softcap, cu_seqlens_q, cu_seqlens_k. None keeps a default. Arrays are held by the reader.
+// In this order: mask, causal, window, key_lengths, scale, dropout_p, seed, offset, and for attention alone
+// alibi_slopes, softcap, cu_seqlens_q, cu_seqlens_k. None keeps a default. Arrays are held by the reader.
 AttentionOptions read_attention_options(const pybind11::tuple& given, TensorReader& reader, const char* operation);
 
 }  // namespace fusestep

@@ -46,8 +46,8 @@ struct DropoutJob {
   void* out;                    // may be input or residual
   const StridedLayout* layout;  // of input, out and residual, in C order; nullptr: all are C-contiguous
   std::int64_t numel;
-  DType dtype;                  // of input
-  DType residual_dtype;         // that of input where there is none; out has the promoted one
+  DType dtype;           // of input
+  DType residual_dtype;  // that of input where there is none; out has the promoted one
   DropoutRule rule;
 };
 

@@ -106,8 +106,8 @@ void dropout_of(const DropoutJob& job, std::int64_t slice) {
   const std::int64_t count = std::min(kSliceElements, job.numel - first);
   if (job.layout != nullptr) return dropper.strided(job, first, count);
   const R* residual = kAdds ? static_cast<const R*>(job.residual) + first : nullptr;
-  dropper.flat(first, static_cast<const X*>(job.input) + first, residual,
-               static_cast<Promoted<X, R>*>(job.out) + first, count);
+  dropper.flat(first, static_cast<const X*>(job.input) + first, residual, static_cast<Promoted<X, R>*>(job.out) + first,
+               count);
 }
 
 void dropout_slice(const DropoutJob& job, std::int64_t slice) {
