@@ -22,9 +22,10 @@ constexpr DType promoted(DType x, DType residual) {
   return x == DType::float64 || residual == DType::float64 ? DType::float64 : DType::float32;
 }
 
-// The type of elements of a float dtype, as an argument of visit.
+// The type of elements of a float dtype, as an argument of visit. For hosts alone; always_inline for the reason that
+// math/hd.h gives.
 template <class Visit>
-FUSESTEP_HD void with_element_type(DType dtype, const Visit& visit) {
+inline __attribute__((always_inline)) void with_element_type(DType dtype, const Visit& visit) {
   switch (dtype) {
     case DType::float32:
       return visit(float{});

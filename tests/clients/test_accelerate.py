@@ -37,7 +37,7 @@ def losses(precision, optimizer_class=AdamW, clip=None, **options):
     return history
 
 
-@pytest.mark.parametrize("precision", ["no"])
+@pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_trains_as_torchs_own(precision):
     ours, theirs = losses(precision), losses(precision, torch.optim.AdamW)
     assert ours == pytest.approx(theirs, rel=1e-5 if precision == "no" else 2.0**-6)
