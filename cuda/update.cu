@@ -14,7 +14,6 @@ using float64 = double;
 }  // namespace arithmetic
 
 using T = arithmetic::FUSESTEP_ARITHMETIC;
-constexpr DType kDType = sizeof(T) == 8 ? DType::float64 : DType::float32;
 
 template <class Update>
 using CoefficientsOf = typename Update::template Coefficients<T>;
@@ -32,13 +31,12 @@ __device__ __forceinline__ void read_elements(T (&to)[kCount], const S* from, bo
 
 template <int kCount, class S, class At, class Narrow>
 __device__ __forceinline__ void write_elements(S* to, bool packed, const At& at, const Narrow& narrowed_element) {
-  if (packed) {
-    Pack<S, kCount> pack;
-    for (int i = 0; i < kCount; ++i) pack.value[i] = narrowed_element(i);
-    pack_at<S, kCount>(to + at(0)) = pack;
-  } else {
-    for (int i = 0; i < kCount; ++i) to[at(i)] = narrowed_element(i);
+  S values[kCount];
+  for (int i = 0; i < kCount; ++i) values[i] = narrowed_element(i);
+  if constexpr (kCount > 1) {
+    if (packed) return store_neighbours(to + at(0), values);
   }
+  for (int i = 0; i < kCount; ++i) to[at(i)] = values[i];
 }
 
 // kCount elements of one parameter: neighbours of flat memory (`packed`), or one element of any layout.
@@ -114,7 +112,13 @@ struct Elements {
     const auto words =
         rounding_words<std::uint32_t>(draw, static_cast<std::uint32_t>(group), static_cast<std::uint32_t>(group >> 32));
     const int begin = static_cast<int>(first % kRoundingGroup);
-    for (int i = 0; i < kCount; ++i) numbers[i] = philox_number(words, begin + i);
+    // Not by an index that only the run knows: the words would move to local memory.
+    const auto word = [&](int n) {
+      const std::uint32_t lower = (n & 1) != 0 ? words.word[1] : words.word[0];
+      const std::uint32_t upper = (n & 1) != 0 ? words.word[3] : words.word[2];
+      return (n & 2) != 0 ? upper : lower;
+    };
+    for (int i = 0; i < kCount; ++i) numbers[i] = word((begin + i) / 2) >> ((begin + i) % 2 * 16) & 0xffffu;
   }
 
   __device__ __forceinline__ void update(const UpdateHeader& header, const CoefficientsOf<Update>& c,

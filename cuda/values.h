@@ -1,6 +1,8 @@
 // Reading and writing elements of any storage type as the type that the arithmetic is done in.
 #pragma once
 
+#include <cuda_runtime.h>
+
 #include <cstdint>
 
 #include "math/lowp.h"
@@ -53,6 +55,20 @@ __device__ __forceinline__ const Pack<S, kPack>& pack_at(const S* data) {
 template <class S, int kPack>
 __device__ __forceinline__ Pack<S, kPack>& pack_at(S* data) {
   return *reinterpret_cast<Pack<S, kPack>*>(data);
+}
+
+// Writes neighbours by one instruction. nvcc makes a store for each value of an assigned pack; __stcg (past the
+// first-level cache, which nothing reads again) is one store.
+__device__ __forceinline__ void store_neighbours(double* to, const double (&from)[2]) {
+  __stcg(reinterpret_cast<double2*>(to), double2{from[0], from[1]});
+}
+__device__ __forceinline__ void store_neighbours(float* to, const float (&from)[4]) {
+  __stcg(reinterpret_cast<float4*>(to), float4{from[0], from[1], from[2], from[3]});
+}
+template <class Half>
+__device__ __forceinline__ void store_neighbours(Half* to, const Half (&from)[4]) {
+  const auto word = [](Half low, Half high) { return low.bits | static_cast<unsigned>(high.bits) << 16; };
+  __stcg(reinterpret_cast<uint2*>(to), uint2{word(from[0], from[1]), word(from[2], from[3])});
 }
 
 // Calls visit(data) with a pointer of the dtype's own type.

@@ -38,6 +38,7 @@ class Rule:
 LOCAL_MEMORY = r"^(STL|LDL)\b"
 MAY_USE_LOCAL_MEMORY = (
     r"::dropout<\w+, true, ",  # strided: the path for what is rare
+    r"::update<.*, true>\(",  # strided
     r"::softmax_(backward|mask_sums|mask_combine)<",
 )
 
@@ -45,7 +46,11 @@ MAY_USE_LOCAL_MEMORY = (
 WIDE_LOAD = r"^LDG\.E\.(\w+\.)*128"
 WIDE_STORE = r"^STG\.E\.(\w+\.)*128"
 
-RULES = (Rule(r"::dropout<\w+, false, ", contains=(WIDE_LOAD, WIDE_STORE), registers=64),)
+RULES = (
+    # Two different 16-bit dtypes are read by 8 bytes: four elements, as many as float32 results are written together.
+    Rule(r"::dropout<\w+, false, (\S+), \1>\(", contains=(WIDE_LOAD, WIDE_STORE), registers=64),
+    Rule(r"::update<.*, false>\(", contains=(WIDE_LOAD, WIDE_STORE), registers=128),
+)
 
 
 @dataclass

@@ -19,10 +19,24 @@ struct dim3 {
   explicit dim3(unsigned x_) : x(x_) {}
   unsigned x;
 };
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+struct alignas(16) double2 {
+  double x, y;
+};
 struct uint3 {
   unsigned x;
 };
 extern uint3 threadIdx, blockIdx, blockDim, gridDim;
+
+template <class T>
+void __stcg(T* to, T value) {
+  *to = value;
+}
 
 void __syncthreads();
 inline void __threadfence() {}
