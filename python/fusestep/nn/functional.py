@@ -23,6 +23,9 @@ __all__ = ["attention", "dropout", "dropout_add", "masked_softmax", "scaled_dot_
 
 Window = tuple[int | None, int | None]
 
+_is_any_autocast_enabled = torch._C._is_any_autocast_enabled  # looked up once: it is asked in every call
+_run_attention = _ops.attention.__call__
+
 
 @overload
 def attention(
@@ -95,7 +98,8 @@ def attention(  # type: ignore[misc]  # the overloads leave the options to this 
     options = (
         mask, causal, window, key_lengths, scale, *dropping, alibi_slopes, softcap, cu_seqlens_q, cu_seqlens_k
     )  # fmt: skip
-    out, lse = _attention("attention", query, key, value, options, return_lse)
+    run = _nested_attention if _is_nested(query) else _attention
+    out, lse = run("attention", query, key, value, options, return_lse)
     return out if lse is None or not return_lse else (out, lse)
 
 
@@ -135,11 +139,13 @@ def scaled_dot_product_attention(
     if attn_mask is not None and is_causal:
         refuse(name, "attn_mask", "None with is_causal=True", "a mask",
                "fusestep.nn.functional.attention takes both.", RuntimeError)  # fmt: skip
-    dropping = _dropping(name, dropout_p, None, 0)
-    if _is_nested(query) or _are_direct(query.shape, key.shape, value.shape, enable_gqa):
-        options = (attn_mask, is_causal, None, None, scale, *dropping, None, None, None, None)
+    dropping = (0.0, None, 0) if dropout_p == 0.0 else _dropping(name, dropout_p, None, 0)
+    options = (attn_mask, is_causal, None, None, scale, *dropping, None, None, None, None)
+    if query.is_nested is True:  # as _is_nested, without a call
+        return _nested_attention(name, query, key, value, options, False)[0]
+    if _are_direct(query.shape, key.shape, value.shape, enable_gqa):
         return _attention(name, query, key, value, options, False)[0]
-    return _any_dims(name, query, key, value, attn_mask, (is_causal, None, None, scale, *dropping), enable_gqa)
+    return _any_dims(name, query, key, value, options, enable_gqa)
 
 
 def masked_softmax(
@@ -257,13 +263,17 @@ def _seed(operation: str, seed: int | Tensor | None) -> int | Tensor:
 def _attention(
     operation: str, query: Tensor, key: Tensor, value: Tensor, options: tuple[Any, ...], wants_lse: bool
 ) -> tuple[Tensor, Tensor | None]:
-    if _is_nested(query):
-        packed = _nested.pack(operation, query, key, value, options)
-        out, lse = _attention(operation, *packed, wants_lse)
-        return _nested.unpack(out, query), None if lse is None else _nested.unpack(lse, query)
-    if torch._C._is_any_autocast_enabled():
+    if _is_any_autocast_enabled():
         query, key, value, options = _autocast(query, key, value, options)
-    return _ops.attention(operation, (query, key, value), options, wants_lse)
+    return _run_attention(operation, (query, key, value), options, wants_lse)
+
+
+def _nested_attention(
+    operation: str, query: Tensor, key: Tensor, value: Tensor, options: tuple[Any, ...], wants_lse: bool
+) -> tuple[Tensor, Tensor | None]:
+    packed = _nested.pack(operation, query, key, value, options)
+    out, lse = _attention(operation, *packed, wants_lse)
+    return _nested.unpack(out, query), None if lse is None else _nested.unpack(lse, query)
 
 
 def _autocast(
@@ -300,7 +310,6 @@ def _any_dims(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    mask: Tensor | None,
     options: tuple[Any, ...],
     enable_gqa: bool,
 ) -> Tensor:
@@ -320,10 +329,10 @@ def _any_dims(
     inputs = [t.expand(*leading, *t.shape[shared:]) for t in inputs]
     target = inputs[0].shape
     inputs = [_four_dims(t) for t in inputs]
+    mask = options[0]
     if mask is not None and len(target) > 4 and mask.dim() > 3:
-        mask = _four_dims(mask.expand(*target[:-3], *mask.shape[-3:]))
-    all_options = (mask, *options, None, None, None, None)
-    out = _attention(operation, inputs[0], inputs[1], inputs[2], all_options, False)[0]
+        options = (_four_dims(mask.expand(*target[:-3], *mask.shape[-3:])), *options[1:])
+    out = _attention(operation, inputs[0], inputs[1], inputs[2], options, False)[0]
     return out.reshape(*target[:-1], value.shape[-1])
 
 
