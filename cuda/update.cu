@@ -131,18 +131,23 @@ struct Elements {
     if (tensor.rounding == Rounding::kahan) {
       T low[kCount];
       load(kCompanion, low);
+#pragma unroll
       for (int i = 0; i < kCount; ++i) param[i] += low[i];
     }
     load(1, grad);
+#pragma unroll
     for (int k = 0; k < kMaxStates; ++k) {
       if (uses(Update::kStates, k)) load(kFirstState + k, state[k]);
     }
+#pragma unroll
     for (int i = 0; i < kCount; ++i) {
       T one[kMaxStates];
+#pragma unroll
       for (int k = 0; k < kMaxStates; ++k) {
         if (uses(Update::kStates, k)) one[k] = state[k][i];
       }
       Update::apply(c, param[i], transform(grad[i]), one);
+#pragma unroll
       for (int k = 0; k < kMaxStates; ++k) {
         if (uses(Update::kStates, k)) state[k][i] = one[k];
       }
@@ -152,9 +157,11 @@ struct Elements {
     store(0, param, numbers);
     if (tensor.rounding == Rounding::master) store(kCompanion, param, numbers);
     if (tensor.rounding == Rounding::kahan) store_compensation(param);
+#pragma unroll
     for (int k = 0; k < kMaxStates; ++k) {
       if (!uses(Update::kStates, k)) continue;
       std::uint32_t rotated[kCount];
+#pragma unroll
       for (int i = 0; i < kCount; ++i) rotated[i] = rotate_number(numbers[i], k);
       store(kFirstState + k, state[k], rotated);
     }

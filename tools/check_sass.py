@@ -43,8 +43,8 @@ MAY_USE_LOCAL_MEMORY = (
 )
 
 # Loads and stores of 16 bytes.
-WIDE_LOAD = r"^LDG\.E\.(\w+\.)*128"
-WIDE_STORE = r"^STG\.E\.(\w+\.)*128"
+WIDE_LOAD = r"^LDG?\.E\.(\w+\.)*128"
+WIDE_STORE = r"^STG?\.E\.(\w+\.)*128"
 
 RULES = (
     # Two different 16-bit dtypes are read by 8 bytes: four elements, as many as float32 results are written together.
