@@ -12,7 +12,7 @@
 
 namespace fusestep {
 
-inline constexpr int kDropoutGroup = 8;  // elements that share a Philox call
+inline constexpr int kDropoutGroup = kPhiloxNumbers;  // elements that share a Philox call
 
 // The probability is rounded to a multiple of 2^-16, and the survivors are scaled for the rounded one: the expectation
 // stays exact.

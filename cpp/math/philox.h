@@ -50,6 +50,8 @@ FUSESTEP_HD PhiloxWords<W> philox(PhiloxWords<W> counter, std::uint64_t seed) {
   return counter;
 }
 
+inline constexpr int kPhiloxNumbers = 8;  // of 16 bits, from one call
+
 // 16-bit number `i` of the eight that a call gives: the lower half of a word comes first.
 FUSESTEP_HD std::uint32_t philox_number(const PhiloxWords<std::uint32_t>& words, int i) {
   return words.word[i / 2] >> (i % 2 * 16) & 0xffffu;

@@ -22,7 +22,7 @@ enum class Rounding : std::uint8_t {
 // with any number of threads and processes. Eight neighbouring elements share a Philox call, with the counter
 //   (lower and upper word of element / 8, parameter, step)
 // kRoundingStream keeps the key apart from that of a dropout mask with the same seed.
-inline constexpr int kRoundingGroup = 8;
+inline constexpr int kRoundingGroup = kPhiloxNumbers;
 inline constexpr std::uint64_t kRoundingStream = 0x9d3f6c1b5a2e8047u;
 
 struct RoundingDraw {

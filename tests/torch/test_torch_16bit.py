@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import io
 
-import cases
 import fusestep.optim
 import pytest
 import torch
@@ -49,7 +48,7 @@ def test_at_least_as_near_as_torch(row, options, dtype):
             p.grad = g.double()
         optimizer.step()
     (our_optimizer, our_params), (_, their_params) = runs
-    assert errors(our_params, exact) <= 1.1 * errors(their_params, exact)
+    assert errors(our_params, exact) <= errors(their_params, exact)
     for p in our_params:
         assert all(v.dtype == dtype for k, v in our_optimizer.state[p].items() if k != "step" and v is not None)
 
@@ -223,4 +222,3 @@ def test_cases_know_every_way():
     from fusestep.optim.options import PRECISION_DEFAULTS
 
     assert {name for way in WAYS.values() for name in way} == set(PRECISION_DEFAULTS)
-    assert cases.OPTIMIZERS

@@ -12,7 +12,6 @@ namespace {
 // The elements that one vector of Philox calls serves.
 constexpr int kBlock = kRandomBlock;
 
-static_assert(kDropoutGroup == kNumbersPerCall);
 static_assert(kSliceElements % kBlock == 0 && kStridedBuffer % kBlock == 0, "blocks begin at multiples of kBlock");
 
 FUSESTEP_HD void number_block(const DropoutRule& rule, std::int64_t first, std::uint16_t* numbers) {
