@@ -26,7 +26,7 @@ struct HeadTensor {
   std::int64_t column;
 
   // The address, in elements from data, of row 0 and column 0.
-  std::int64_t offset(std::int64_t b, std::int64_t h) const { return b * batch + h * head; }
+  FUSESTEP_HD std::int64_t offset(std::int64_t b, std::int64_t h) const { return b * batch + h * head; }
 };
 
 // Sequences are the rows of a batch, or follow each other along the rows of one array when they are packed.
@@ -39,6 +39,64 @@ struct AttentionSequence {
   Band band;
   std::int64_t
       first_block;  // its first one in the list of all query blocks; it has heads * ceil(queries / kQueryBlock)
+};
+
+// An array of int32 or int64: lengths or offsets. data nullptr: there is none.
+struct IntegerArray {
+  const void* data;
+  std::int64_t stride;  // in elements
+  DType dtype;
+
+  FUSESTEP_HD std::int64_t operator[](std::int64_t i) const {
+    return dtype == DType::int32 ? static_cast<const std::int32_t*>(data)[i * stride]
+                                 : static_cast<const std::int64_t*>(data)[i * stride];
+  }
+};
+
+// What the sequences follow from.
+struct AttentionLayout {
+  Causal causal;
+  std::int64_t window_left;
+  std::int64_t window_right;
+  bool packed;
+  std::int64_t batch;    // rows of the batch, or packed sequences
+  std::int64_t queries;  // of each row of a batch; of all packed sequences
+  std::int64_t keys;
+  IntegerArray key_lengths;  // where they lie on a device, so do the others
+  IntegerArray cu_seqlens_q;
+  IntegerArray cu_seqlens_k;
+
+  // Packed arrays have one more than `batch`: the rows that belong to no sequence. They attend to nothing.
+  FUSESTEP_HD std::int64_t count() const { return packed ? batch + 1 : batch; }
+
+  // Sequence n, without its first_block. Lengths on a device were not checked: they are limited to the rows that exist.
+  FUSESTEP_HD AttentionSequence sequence(std::int64_t n) const {
+    AttentionSequence sequence{};
+    sequence.batch = n;
+    if (packed) {
+      sequence.query_begin = limited(cu_seqlens_q[n], 0, queries);
+      sequence.key_begin = limited(cu_seqlens_k[n], 0, keys);
+      const bool rest = n == batch;
+      sequence.queries =
+          (rest ? queries : limited(cu_seqlens_q[n + 1], sequence.query_begin, queries)) - sequence.query_begin;
+      sequence.keys = (rest ? keys : limited(cu_seqlens_k[n + 1], sequence.key_begin, keys)) - sequence.key_begin;
+    } else {
+      sequence.queries = queries;
+      sequence.keys = keys;
+    }
+    std::int64_t key_length = sequence.keys;
+    if (n == batch) {
+      key_length = 0;
+    } else if (key_lengths.data != nullptr) {
+      key_length = limited(key_lengths[n], 0, key_length);
+    }
+    sequence.band = make_band(causal, window_left, window_right, sequence.queries, key_length);
+    return sequence;
+  }
+
+  FUSESTEP_HD static std::int64_t limited(std::int64_t value, std::int64_t least, std::int64_t most) {
+    return value < least ? least : value > most ? most : value;
+  }
 };
 
 struct AttentionJob {
@@ -59,11 +117,12 @@ struct AttentionJob {
   double scale;
   double softcap;  // 0: none
   DropoutRule dropout;
-  const AttentionSequence* sequences;
+  AttentionLayout layout;
+  const AttentionSequence* sequences;  // all of the layout's; nullptr where its lengths lie on a device
   std::int64_t num_sequences;
   std::int64_t query_blocks;  // of all sequences and heads
 
-  std::int64_t kv_head(std::int64_t head) const { return head / (heads / kv_heads); }
+  FUSESTEP_HD std::int64_t kv_head(std::int64_t head) const { return head / (heads / kv_heads); }
 };
 
 // What the backward pass reads and writes beside the job's own arrays. Each gradient may be absent.

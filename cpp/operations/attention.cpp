@@ -14,11 +14,7 @@ namespace fusestep {
 namespace {
 
 // The last N + 1 offsets of packed sequences: from 0 upwards, to at most `total`.
-void check_offsets(const TensorView& view, std::int64_t total, const Argument& argument) {
-  if (view.ndim != 1 || view.numel < 1) {
-    refuse_value(argument, "N + 1 offsets of N sequences, shape (N + 1,)", "shape " + describe_shape(view));
-  }
-  const Integers offsets(view, argument);
+void check_offsets(const TensorView& view, const IntegerArray& offsets, std::int64_t total, const Argument& argument) {
   if (offsets[0] != 0) refuse_value(argument, "offsets that begin at 0", std::to_string(offsets[0]));
   for (std::int64_t i = 1; i < view.numel; ++i) {
     if (offsets[i] < offsets[i - 1]) {
@@ -107,10 +103,9 @@ AttentionPlan::AttentionPlan(const char* operation, const TensorView& query, con
   job_.softcap = options.softcap;
   job_.dropout = dropout_rule(options.dropout_p, options.seed, options.offset);
 
-  add_sequences(query, key, options);
-  const std::int64_t sequences = packed_ ? options.cu_seqlens_q->numel - 1 : batch;
+  add_lengths(query, key, options);
   if (options.mask) add_mask(*options.mask, query, key);
-  if (options.alibi_slopes) check_alibi(*options.alibi_slopes, query, sequences);
+  if (options.alibi_slopes) check_alibi(*options.alibi_slopes, query, job_.layout.batch);
 }
 
 void AttentionPlan::add_results(const TensorView& out, const TensorView* lse) {
@@ -137,64 +132,65 @@ void AttentionPlan::note_inputs(OverlapCheck& overlaps, const char* operation, c
   if (options.alibi_slopes) overlaps.reads(*options.alibi_slopes, {operation, "alibi_slopes"});
 }
 
-void AttentionPlan::add_sequences(const TensorView& query, const TensorView& key, const AttentionOptions& options) {
-  const std::int64_t total_q = query.shape[2];
-  const std::int64_t total_k = key.shape[2];
-  std::int64_t count = query.shape[0];
-  std::optional<Integers> offsets_q;
-  std::optional<Integers> offsets_k;
+void AttentionPlan::add_lengths(const TensorView& query, const TensorView& key, const AttentionOptions& options) {
+  if (packed_ && (options.cu_seqlens_q->ndim != 1 || options.cu_seqlens_q->numel < 1)) {
+    refuse_value({operation_, "cu_seqlens_q"}, "N + 1 offsets of N sequences, shape (N + 1,)",
+                 "shape " + describe_shape(*options.cu_seqlens_q));
+  }
+  AttentionLayout& layout = job_.layout;
+  layout = {.causal = options.causal,
+            .window_left = options.window_left,
+            .window_right = options.window_right,
+            .packed = packed_,
+            .batch = packed_ ? options.cu_seqlens_q->numel - 1 : query.shape[0],
+            .queries = query.shape[2],
+            .keys = key.shape[2],
+            .key_lengths = {},
+            .cu_seqlens_q = {},
+            .cu_seqlens_k = {}};
+  int on_device = 0;
+  const auto read = [&](const std::optional<TensorView>& view, std::int64_t size, const char* name) -> IntegerArray {
+    if (!view) return {};
+    const Argument argument{operation_, name};
+    check_shape(*view, {size}, argument);
+    on_device += view->device.type != kDeviceCpu ? 1 : 0;
+    return integers(*view, device_, argument);
+  };
+  layout.cu_seqlens_q = read(options.cu_seqlens_q, layout.batch + 1, "cu_seqlens_q");
+  layout.cu_seqlens_k = read(options.cu_seqlens_k, layout.batch + 1, "cu_seqlens_k");
+  layout.key_lengths = read(options.key_lengths, layout.batch, "key_lengths");
+  const int given = (packed_ ? 2 : 0) + (options.key_lengths ? 1 : 0);
+  if (on_device != 0) {
+    if (on_device != given) {
+      refuse_value({operation_, packed_ ? "cu_seqlens_q" : "key_lengths"}, "all lengths and offsets on one device",
+                   "some in CPU memory and some not", "Move all of them to one device.");
+    }
+    job_.num_sequences = layout.count();  // the host does not wait for the device to check them
+    return;
+  }
   if (packed_) {
-    const Argument argument_q{operation_, "cu_seqlens_q"};
-    const Argument argument_k{operation_, "cu_seqlens_k"};
-    check_offsets(*options.cu_seqlens_q, total_q, argument_q);
-    check_offsets(*options.cu_seqlens_k, total_k, argument_k);
-    count = options.cu_seqlens_q->numel - 1;
-    check_shape(*options.cu_seqlens_k, {count + 1}, argument_k);
-    offsets_q.emplace(*options.cu_seqlens_q, argument_q);
-    offsets_k.emplace(*options.cu_seqlens_k, argument_k);
+    check_offsets(*options.cu_seqlens_q, layout.cu_seqlens_q, layout.queries, {operation_, "cu_seqlens_q"});
+    check_offsets(*options.cu_seqlens_k, layout.cu_seqlens_k, layout.keys, {operation_, "cu_seqlens_k"});
   }
-  std::optional<Integers> lengths;
-  if (options.key_lengths) {
-    check_shape(*options.key_lengths, {count}, {operation_, "key_lengths"});
-    lengths.emplace(*options.key_lengths, Argument{operation_, "key_lengths"});
-  }
+  list_sequences();
+}
 
-  sequences_.reserve(static_cast<std::size_t>(count) + 1);
-  const auto add = [&](AttentionSequence sequence, std::int64_t key_length) {
-    sequence.batch = static_cast<std::int64_t>(sequences_.size());
-    sequence.band = make_band(options.causal, options.window_left, options.window_right, sequence.queries, key_length);
+void AttentionPlan::list_sequences() {
+  const AttentionLayout& layout = job_.layout;
+  sequences_.reserve(static_cast<std::size_t>(layout.count()));
+  for (std::int64_t n = 0; n < layout.count(); ++n) {
+    AttentionSequence sequence = layout.sequence(n);
+    if (n == layout.batch && sequence.queries == 0 && sequence.keys == 0) continue;
+    if (n < layout.batch && layout.key_lengths.data != nullptr) {
+      // Packed sequences may be shorter than their lengths.
+      const std::int64_t length = layout.key_lengths[n];
+      if (length < 0 || (!packed_ && length > sequence.keys)) {
+        refuse_value({operation_, "key_lengths", n}, "0 to " + std::to_string(sequence.keys), std::to_string(length));
+      }
+    }
     sequence.first_block = job_.query_blocks;
     job_.query_blocks += job_.heads * ((sequence.queries + kQueryBlock - 1) / kQueryBlock);
     sequences_.push_back(sequence);
-  };
-  for (std::int64_t n = 0; n < count; ++n) {
-    AttentionSequence sequence{};
-    sequence.queries = total_q;
-    sequence.keys = total_k;
-    if (packed_) {
-      sequence.query_begin = (*offsets_q)[n];
-      sequence.key_begin = (*offsets_k)[n];
-      sequence.queries = (*offsets_q)[n + 1] - sequence.query_begin;
-      sequence.keys = (*offsets_k)[n + 1] - sequence.key_begin;
-    }
-    std::int64_t key_length = sequence.keys;
-    if (lengths) {
-      const std::int64_t length = (*lengths)[n];
-      if (packed_ ? length < 0 : length < 0 || length > sequence.keys) {
-        refuse_value({operation_, "key_lengths", n}, "0 to " + std::to_string(sequence.keys), std::to_string(length));
-      }
-      key_length = std::min(length, key_length);
-    }
-    add(sequence, key_length);
-  }
-  if (packed_) {
-    // Rows that belong to no sequence attend to nothing and are attended to by nothing.
-    AttentionSequence rest{};
-    rest.query_begin = (*offsets_q)[count];
-    rest.key_begin = (*offsets_k)[count];
-    rest.queries = total_q - rest.query_begin;
-    rest.keys = total_k - rest.key_begin;
-    if (rest.queries > 0 || rest.keys > 0) add(rest, 0);
   }
   job_.sequences = sequences_.data();
   job_.num_sequences = static_cast<std::int64_t>(sequences_.size());

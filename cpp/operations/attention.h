@@ -53,7 +53,8 @@ class AttentionPlan {
   const Backend& backend() const { return *backend_; }
 
  private:
-  void add_sequences(const TensorView& query, const TensorView& key, const AttentionOptions& options);
+  void add_lengths(const TensorView& query, const TensorView& key, const AttentionOptions& options);
+  void list_sequences();
   void add_mask(const TensorView& mask, const TensorView& query, const TensorView& key);
   void check_alibi(const TensorView& slopes, const TensorView& query, std::int64_t batch);
 

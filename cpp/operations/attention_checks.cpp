@@ -53,16 +53,12 @@ HeadTensor mask_tensor(const TensorView& mask, const TensorView& like, const std
   return {mask.data, strides[0], strides[1], strides[2], strides[3]};
 }
 
-Integers::Integers(const TensorView& view, const Argument& argument) : view_(view) {
-  if (view.device.type != kDeviceCpu) {
-    refuse_value(argument, "an array in CPU memory", "one on another device", "Lengths are read by the host.");
+IntegerArray integers(const TensorView& view, Device device, const Argument& argument) {
+  if (view.device.type != kDeviceCpu && view.device != device) {
+    refuse_value(argument, device.type == kDeviceCpu ? "an array in CPU memory" : "an array in CPU memory or on this device",
+                 "one on another device", "Move it there.");
   }
-}
-
-std::int64_t Integers::operator[](std::int64_t i) const {
-  const std::int64_t at = i * stride_of(view_, 0);
-  return view_.dtype == DType::int32 ? static_cast<const std::int32_t*>(view_.data)[at]
-                                     : static_cast<const std::int64_t*>(view_.data)[at];
+  return {view.data, stride_of(view, 0), view.dtype};
 }
 
 }  // namespace fusestep

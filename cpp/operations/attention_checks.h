@@ -25,17 +25,8 @@ void check_device(const TensorView& view, Device device, const Argument& argumen
 HeadTensor mask_tensor(const TensorView& mask, const TensorView& like, const std::int64_t (&sizes)[4],
                        const Argument& argument);
 
-// The elements of a one-dimensional array of int32 or int64. Lengths and offsets are few, and read before the kernels
-// run.
-class Integers {
- public:
-  // Refuses an array that is not in CPU memory.
-  Integers(const TensorView& view, const Argument& argument);
-
-  std::int64_t operator[](std::int64_t i) const;
-
- private:
-  const TensorView& view_;
-};
+// A one-dimensional array of int32 or int64: lengths or offsets. They lie in CPU memory, where the host reads them before
+// the kernels run, or on `device`, where it need not wait for them. Refuses any other place.
+IntegerArray integers(const TensorView& view, Device device, const Argument& argument);
 
 }  // namespace fusestep

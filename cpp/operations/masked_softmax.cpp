@@ -112,11 +112,15 @@ void SoftmaxPlan::check_like_scores(const TensorView& view, const TensorView& sc
 
 void SoftmaxPlan::add_bands(const AttentionOptions& options) {
   const Argument argument{operation_, "key_lengths"};
-  if (options.key_lengths) check_shape(*options.key_lengths, {job_.batch}, argument);
+  IntegerArray lengths{};
+  if (options.key_lengths) {
+    check_shape(*options.key_lengths, {job_.batch}, argument);
+    lengths = integers(*options.key_lengths, {kDeviceCpu, 0}, argument);
+  }
   for (std::int64_t b = 0; b < job_.batch; ++b) {
     std::int64_t keys = job_.keys;
     if (options.key_lengths) {
-      keys = Integers(*options.key_lengths, argument)[b];
+      keys = lengths[b];
       if (keys < 0 || keys > job_.keys) {
         refuse_value({operation_, "key_lengths", b}, "0 to " + std::to_string(job_.keys), std::to_string(keys));
       }

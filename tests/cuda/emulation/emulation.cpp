@@ -13,6 +13,8 @@ uint3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace emulation {
 
+alignas(1024) unsigned char shared_memory[kSharedBytes];
+
 namespace {
 
 constexpr unsigned kWarp = 32;

@@ -10,6 +10,10 @@
 
 namespace emulation {
 
+// A block's dynamic shared memory, as large as any device has. Its content is left over from other blocks.
+inline constexpr std::size_t kSharedBytes = 228 * 1024;
+extern unsigned char shared_memory[kSharedBytes];
+
 // Aborts, naming the kernel, where some threads wait at a barrier that the others never reach.
 void run(const char* name, dim3 grid, dim3 block, const std::function<void()>& kernel);
 
