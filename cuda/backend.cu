@@ -1,4 +1,6 @@
 #include "cuda/backend.h"
+
+#include "cuda/attention/attention.h"
 #include "cuda/devices.h"
 #include "cuda/dropout.h"
 #include "cuda/masked_softmax.h"
@@ -8,23 +10,14 @@ namespace fusestep::cuda {
 
 namespace {
 
-void attention_forward(const AttentionJob& /*job*/, const Stream& /*stream*/) {
-  refuse_value({"attention", "query"}, "an array in CPU memory", "one on a CUDA device",
-               "Attention has no CUDA kernels yet.");
-}
-
-void attention_backward(const AttentionJob& job, const AttentionGrads& /*grads*/, const Stream& stream) {
-  attention_forward(job, stream);
-}
-
 const Backend kBackend{
     .name = "cuda",
     .defers = true,
     .step = run_step,
     .transform = run_transform,
     .dropout = run_dropout,
-    .attention_forward = attention_forward,
-    .attention_backward = attention_backward,
+    .attention_forward = run_attention_forward,
+    .attention_backward = run_attention_backward,
     .masked_softmax_forward = run_masked_softmax_forward,
     .masked_softmax_backward = run_masked_softmax_backward,
 };

@@ -56,15 +56,23 @@ struct SplitPower {
   V slope;
 };
 
+// The fit's terms from kFirst on. A recursion, not a loop: device code has no array to index.
+template <class T, class V, int kFirst = 0>
+FUSESTEP_HD V fitted_slope(V f) {
+  constexpr T kTerm = Exp2<T>::kTerm[kFirst];
+  if constexpr (kFirst + 1 == Exp2<T>::kTerms) {
+    return V(kTerm);
+  } else {
+    return fma(fitted_slope<T, V, kFirst + 1>(f), f, V(kTerm));
+  }
+}
+
 template <class T, class V>
 FUSESTEP_HD SplitPower<V> split_exp2(V x) {
   using C = Exp2<T>;
   const V n = (x + V(C::kRounding)) - V(C::kRounding);
   const V f = x - n;
-  V q(C::kTerm[C::kTerms - 1]);
-#pragma GCC unroll 16
-  for (int i = C::kTerms - 2; i >= 0; --i) q = fma(q, f, V(C::kTerm[i]));
-  return {n, f, q};
+  return {n, f, fitted_slope<T>(f)};
 }
 
 // 2^x for x below the largest exponent. What would be subnormal is 0 (processors compute them slowly, some devices

@@ -1,6 +1,8 @@
 // What the attention kernels are given, and how a block of threads finds its part of the work.
 #pragma once
 
+#include <cuda_runtime.h>
+
 #include <cstdint>
 
 #include "jobs/attention.h"
@@ -20,19 +22,28 @@ struct Tiles {
   }
 };
 
+// Where the blocks of the backward pass add up the gradient of the queries.
+struct QuerySums {
+  std::uint32_t* ticket;  // the number of the next block: later ones may wait for earlier ones
+  std::uint32_t* turns;   // [units][tiles of a unit][groups]: key tiles that have added to a tile of queries
+  float* sums;            // [slots][tiles of a unit][kGroups][...]: of 64 queries each
+  std::int64_t slots;     // units that can be under way at once; unit u has slot u % slots
+  std::int64_t tiles;     // of a unit: its heads' tiles of queries
+  std::int64_t resident;  // blocks that are surely on the device at the same time
+};
+
 struct AttentionArguments {
   AttentionJob job;      // its layout's arrays on the device; `sequences` is not used
   AttentionGrads grads;  // of the backward pass
   Tiles query_tiles;
   Tiles key_tiles;
-  void* delta;  // (sequences, heads, queries) of float or double, laid out as lse: sum(grad_out * out) of each query
-};
+  void* delta;           // float, or double for float64: see delta_at
+  QuerySums query_sums;  // on tensor cores
 
-// A tile of one head of one sequence.
-struct TileOfHead {
-  AttentionSequence sequence;
-  std::int64_t head;
-  std::int64_t tile;  // within the sequence
+  // Where delta, sum(grad_out * out) of a query, stands. row: among all rows of a packed array.
+  __device__ __forceinline__ std::int64_t delta_at(std::int64_t batch, std::int64_t head, std::int64_t row) const {
+    return ((job.layout.packed ? 0 : batch) * job.heads + head) * job.layout.queries + row;
+  }
 };
 
 // Sequence and tile of one that is counted over all sequences; false where there is no such tile.

@@ -33,6 +33,17 @@ struct Band {
     return clipped(key - shift - right, key - shift + left + 1, queries);
   }
 
+  // The keys that any query from `first` to `last` attends to, and the queries that attend to any key from `first` to
+  // `last`. Neighbours' ranges overlap or touch, so each is one range.
+  FUSESTEP_HD PositionRange keys_of(std::int64_t first, std::int64_t last) const {
+    return clipped(first + shift - left, last + shift + right + 1, keys);
+  }
+  FUSESTEP_HD PositionRange queries_of(std::int64_t first, std::int64_t last) const {
+    if (last >= keys) last = keys - 1;
+    if (first > last) return {0, 0};
+    return clipped(first - shift - right, last - shift + left + 1, queries);
+  }
+
   FUSESTEP_HD static PositionRange clipped(std::int64_t begin, std::int64_t end, std::int64_t size) {
     begin = begin < 0 ? 0 : begin;
     end = end > size ? size : end;

@@ -42,6 +42,13 @@ void wait_at(Place place) {
   swapcontext(&self.context, &scheduler);
 }
 
+struct NamedBarrier {
+  unsigned arrived;
+  unsigned passed;  // how often it has opened
+};
+NamedBarrier named_barriers[16];
+const char* kernel_name;
+
 void run_thread() {
   (*body)();
   threads[current].place = Place::done;
@@ -61,7 +68,7 @@ bool open(unsigned begin, unsigned end, Place place) {
   return waiting;
 }
 
-void run_block(const char* name) {
+void run_block() {
   const unsigned count = blockDim.x;
   std::vector<unsigned> order(count);
   for (unsigned t = 0; t < count; ++t) {
@@ -89,14 +96,44 @@ void run_block(const char* name) {
     }
     progress = open(0, count, Place::block_barrier) || progress;
     if (std::all_of(order.begin(), order.end(), [](unsigned t) { return threads[t].place == Place::done; })) return;
-    if (!progress) {
-      std::fprintf(stderr, "emulation: %s: some threads wait where the others never come\n", name);
-      std::abort();
-    }
+    if (!progress) fail("some threads wait where the others never come");
   }
 }
 
 }  // namespace
+
+void let_others_run() { wait_at(Place::running); }
+
+void fail(const char* why) {
+  std::fprintf(stderr, "emulation: %s: %s\n", kernel_name, why);
+  std::abort();
+}
+
+void make_barrier(std::uint64_t& state, unsigned arrivals) {
+  state = static_cast<std::uint64_t>(arrivals) << 32 | arrivals << 1;
+}
+
+void arrive(std::uint64_t& state) {
+  state -= 2;
+  if ((state & 0xfffffffe) != 0) return;
+  state = state >> 32 << 32 | (state >> 32 << 1) | ((state & 1) ^ 1);
+}
+
+unsigned phase(std::uint64_t state) { return static_cast<unsigned>(state & 1); }
+
+void named_barrier(unsigned number, unsigned count) {
+  NamedBarrier& barrier = named_barriers[number];
+  const unsigned passed = barrier.passed;
+  if (++barrier.arrived == count) {
+    barrier.arrived = 0;
+    ++barrier.passed;
+    return;
+  }
+  for (int i = 0; barrier.passed == passed; ++i) {
+    if (i == kMostWaits) fail("threads wait at a named barrier where the others never come");
+    let_others_run();
+  }
+}
 
 std::uint64_t exchange(std::uint64_t value, unsigned from) {
   threads[current].given = value;
@@ -115,11 +152,12 @@ void run(const char* name, dim3 grid, dim3 block, const std::function<void()>& k
     threads.push_back(thread);
   }
   body = &kernel;
+  kernel_name = name;
   gridDim.x = grid.x;
   blockDim.x = block.x;
   for (unsigned b = 0; b < grid.x; ++b) {
     blockIdx.x = b;
-    run_block(name);
+    run_block();
   }
 }
 
