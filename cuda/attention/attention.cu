@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
-#include <initializer_list>
 #include <string>
 #include <vector>
 
@@ -23,7 +22,7 @@ enum class Path { plain, sm80, sm90 };
 
 // FUSESTEP_CUDA_ATTENTION asks for another path than the device's own: to compare them.
 Path path_of(DType dtype) {
-  if (size_of(dtype) != 2) throw std::invalid_argument("attention: query: expected float16 or bfloat16 on CUDA");
+  if (size_of(dtype) != 2) return Path::plain;
   int device = 0;
   int major = 0;
   check(cudaGetDevice(&device), "asking for the current device");
@@ -114,7 +113,22 @@ AttentionLayout on_device(Session& session, const AttentionJob& job) {
   return layout;
 }
 
-// Calls run<S, depth>() for the storage type of the dtype and the depth that both head dims fit in.
+// Calls run<S>() for the storage type of the dtype.
+template <class Run>
+void with_storage(DType dtype, const Run& run) {
+  switch (dtype) {
+    case DType::float32:
+      return run.template operator()<float>();
+    case DType::float64:
+      return run.template operator()<double>();
+    case DType::float16:
+      return run.template operator()<Float16>();
+    default:
+      return run.template operator()<BFloat16>();
+  }
+}
+
+// Calls run<S, depth>() for a 16-bit dtype and the depth that both head dims fit in.
 template <class Run>
 void with_shape(const AttentionJob& job, const Run& run) {
   const std::int64_t dim = std::max(job.head_dim, job.value_dim);
@@ -143,26 +157,27 @@ void run_attention_forward(const AttentionJob& job, const Stream& stream) {
   AttentionArguments arguments{};
   arguments.job = job;
   arguments.job.layout = on_device(session, job);
-  const auto run = [&](std::int64_t query_tile, std::int64_t key_tile, const auto& kernels) {
+  const auto make_all_tiles = [&](std::int64_t query_tile, std::int64_t key_tile) {
     arguments.query_tiles = make_tiles(job.layout, job.layout.queries, query_tile);
     arguments.key_tiles = make_tiles(job.layout, job.layout.keys, key_tile);
-    if (job.layout.packed) {
-      Scratch scratch;
-      scratch.add(2 * static_cast<std::size_t>(job.layout.count() + 1) * sizeof(std::int64_t));
-      count_packed_tiles(session, arguments, reinterpret_cast<std::int64_t*>(session.scratch(scratch.bytes())));
-    }
-    kernels();
+    if (!job.layout.packed) return;
+    const auto bytes = 2 * static_cast<std::size_t>(job.layout.count() + 1) * sizeof(std::int64_t);
+    count_packed_tiles(session, arguments, reinterpret_cast<std::int64_t*>(session.scratch(bytes)));
   };
   const Path path = path_of(job.dtype);
-  with_shape(job, [&]<class S, int kDepth>() {
-    if (path == Path::sm90) {
-      using Shape = ForwardShape<Sm90, kDepth>;
-      run(Shape::kQueries, Shape::kKeys, [&] { run_forward<Sm90, S, kDepth>(session, arguments); });
-    } else {
-      using Shape = ForwardShape<Sm80, kDepth>;
-      run(Shape::kQueries, Shape::kKeys, [&] { run_forward<Sm80, S, kDepth>(session, arguments); });
-    }
-  });
+  if (path == Path::plain) {
+    make_all_tiles(kPlainTile, kPlainTile);
+    with_storage(job.dtype, [&]<class S>() { run_plain_forward<S>(session, arguments); });
+  } else {
+    with_shape(job, [&]<class S, int kDepth>() {
+      const auto run_on = [&]<class Machine>(Machine) {
+        using Shape = ForwardShape<Machine, kDepth>;
+        make_all_tiles(Shape::kQueries, Shape::kKeys);
+        run_forward<Machine, S, kDepth>(session, arguments);
+      };
+      path == Path::sm90 ? run_on(Sm90{}) : run_on(Sm80{});
+    });
+  }
   session.finish();
 }
 
@@ -211,59 +226,139 @@ std::int64_t multiprocessors() {
   return count;
 }
 
-template <class Machine, class S, int kDepth>
-void run_tensor_backward(Session& session, AttentionArguments arguments) {
-  using Shape = BackwardShape<Machine, kDepth>;
-  const AttentionJob& job = arguments.job;
-  const AttentionLayout& layout = job.layout;
-  arguments.query_tiles = make_tiles(layout, layout.queries, Shape::kQueries);
-  arguments.key_tiles = make_tiles(layout, layout.keys, Shape::kKeys);
-  const std::int64_t heads_of_unit = job.heads / job.kv_heads;
-  const std::int64_t units = job.kv_heads * Shape::kParts * (layout.packed ? 1 : layout.batch);
-  QuerySums& sums = arguments.query_sums;
-  sums.resident = multiprocessors();
-  sums.tiles = heads_of_unit * (layout.packed ? arguments.query_tiles.bound : arguments.query_tiles.per_sequence);
-  const std::int64_t key_tiles = layout.packed ? arguments.key_tiles.bound : arguments.key_tiles.per_sequence;
-  // As many units as can be under way, and one that ends while the next begins. With one key tile a unit adds nothing up.
-  sums.slots = key_tiles == 1 ? 1 : std::min(units, sums.resident / std::max<std::int64_t>(key_tiles, 1) + 2);
-  Scratch scratch;
-  const std::size_t turns = scratch.add(static_cast<std::size_t>(1 + units * sums.tiles * Shape::kGroups) * sizeof(std::uint32_t));
-  const std::size_t before = scratch.add(layout.packed ? 2 * static_cast<std::size_t>(layout.count() + 1) * sizeof(std::int64_t) : 0);
-  const std::size_t rows = static_cast<std::size_t>(job.heads * layout.queries * (layout.packed ? 1 : layout.batch));
-  const std::size_t delta = scratch.add(rows * sizeof(float));
-  const std::size_t sum_bytes = key_tiles == 1 ? 0
-                                               : static_cast<std::size_t>(sums.slots * sums.tiles) * Shape::kQueries *
-                                                     Shape::kColumns * sizeof(float);
-  const std::size_t of_sums = scratch.add(sum_bytes);
-  unsigned char* const memory = session.scratch(scratch.bytes());
-  check(cudaMemsetAsync(memory + turns, 0, before - turns, session.stream()), "clearing its scratch");
-  sums.ticket = reinterpret_cast<std::uint32_t*>(memory + turns);
-  sums.turns = sums.ticket + 1;
-  sums.sums = reinterpret_cast<float*>(memory + of_sums);
-  arguments.delta = memory + delta;
-  if (layout.packed) count_packed_tiles(session, arguments, reinterpret_cast<std::int64_t*>(memory + before));
-  launch("attention_delta", attention_delta<S>, static_cast<std::int64_t>((rows + kDeltaRows - 1) / kDeltaRows), 32 * kDeltaRows,
-         session.stream(), arguments);
-  run_backward<Machine, S, kDepth>(session, arguments);
+struct ZeroArguments {
+  HeadTensor to;
+  DType dtype;
+  std::int64_t shape[4];
+};
+
+constexpr int kZeroThreads = 256;
+
+__global__ void __launch_bounds__(kZeroThreads, 1) fill_with_zeros(const __grid_constant__ ZeroArguments arguments) {
+  const std::int64_t* shape = arguments.shape;
+  const std::int64_t number = static_cast<std::int64_t>(blockIdx.x) * kZeroThreads + threadIdx.x;
+  if (number >= shape[0] * shape[1] * shape[2] * shape[3]) return;
+  const std::int64_t column = number % shape[3];
+  const std::int64_t row = number / shape[3] % shape[2];
+  const std::int64_t head = number / shape[3] / shape[2] % shape[1];
+  const std::int64_t batch = number / shape[3] / shape[2] / shape[1];
+  const std::int64_t at =
+      arguments.to.offset(batch, head) + row * arguments.to.row + column * arguments.to.column;
+  with_dtype(arguments.dtype, arguments.to.data, [&]<class S>(S* data) { data[at] = S{}; });
 }
+
+// One pass over the backward job: what it needs of scratch memory, and its kernels.
+class BackwardRun {
+ public:
+  BackwardRun(Session& session, const AttentionJob& job, const AttentionGrads& grads) : session_(session) {
+    arguments_.job = job;
+    arguments_.job.layout = on_device(session, job);
+    arguments_.grads = grads;
+    const std::int64_t rows = layout().queries * (layout().packed ? 1 : layout().batch);
+    rows_ = static_cast<std::size_t>(job.heads * rows);
+  }
+
+  template <class S>
+  void run_plain() {
+    set_tiles(kPlainTile, kPlainTile);
+    allocate<S>(0, 0);
+    run_plain_backward<S>(session_, arguments_);
+  }
+
+  template <class Machine, class S, int kDepth>
+  void run_on_tensor_cores() {
+    using Shape = BackwardShape<Machine, kDepth>;
+    set_tiles(Shape::kQueries, Shape::kKeys);
+    const AttentionJob& job = arguments_.job;
+    const Tiles& queries = arguments_.query_tiles;
+    const Tiles& keys = arguments_.key_tiles;
+    const bool packed = layout().packed;
+    const std::int64_t units = job.kv_heads * Shape::kParts * (packed ? 1 : layout().batch);
+    const std::int64_t keys_of_unit = packed ? keys.bound : keys.per_sequence;
+    QuerySums& sums = arguments_.query_sums;
+    sums.resident = multiprocessors();
+    sums.tiles = job.heads / job.kv_heads * (packed ? queries.bound : queries.per_sequence);
+    // As many units as can be under way, and one that ends while the next begins. With one key tile nothing is summed up.
+    const bool adds = keys_of_unit > 1 && arguments_.grads.grad_query.data != nullptr;
+    sums.slots = adds ? std::min(units, sums.resident / keys_of_unit + 2) : 1;
+    allocate<S>(1 + units * sums.tiles * Shape::kGroups,
+                adds ? sums.slots * sums.tiles * Shape::kQueries * Shape::kColumns : 0);
+    run_backward<Machine, S, kDepth>(session_, arguments_);
+  }
+
+  template <class S>
+  void run_mask() {
+    const AttentionGrads& grads = arguments_.grads;
+    if (grads.grad_mask_needs_zeros) {
+      ZeroArguments zeros{grads.grad_mask, grads.grad_mask_dtype, {}};
+      std::copy_n(grads.grad_mask_shape, 4, zeros.shape);
+      const std::int64_t elements = zeros.shape[0] * zeros.shape[1] * zeros.shape[2] * zeros.shape[3];
+      launch("fill_with_zeros", fill_with_zeros, (elements + kZeroThreads - 1) / kZeroThreads, kZeroThreads,
+             session_.stream(), zeros);
+    }
+    if (layout().count() == 0 || arguments_.job.heads == 0) return;
+    set_tiles(kPlainTile, kPlainTile);
+    if (arguments_.delta == nullptr) allocate<S>(0, 0);
+    run_grad_mask<S>(session_, arguments_);
+  }
+
+ private:
+  const AttentionLayout& layout() const { return arguments_.job.layout; }
+
+  void set_tiles(std::int64_t query_tile, std::int64_t key_tile) {
+    arguments_.query_tiles = make_tiles(layout(), layout().queries, query_tile);
+    arguments_.key_tiles = make_tiles(layout(), layout().keys, key_tile);
+  }
+
+  // counters: of 32 bits, that begin at 0; sums: floats. Then works out delta.
+  template <class S>
+  void allocate(std::int64_t counters, std::int64_t sums) {
+    Scratch scratch;
+    const auto bytes_of = [](std::int64_t count, std::size_t size) { return static_cast<std::size_t>(count) * size; };
+    const std::size_t before = scratch.add(layout().packed ? bytes_of(2 * (layout().count() + 1), sizeof(std::int64_t)) : 0);
+    const std::size_t delta = scratch.add(rows_ * sizeof(typename Wide<S>::type));
+    const std::size_t turns = scratch.add(bytes_of(counters, sizeof(std::uint32_t)));
+    const std::size_t of_sums = scratch.add(bytes_of(sums, sizeof(float)));
+    unsigned char* const memory = session_.scratch(scratch.bytes());
+    arguments_.delta = memory + delta;
+    arguments_.query_sums.ticket = reinterpret_cast<std::uint32_t*>(memory + turns);
+    arguments_.query_sums.turns = arguments_.query_sums.ticket + 1;
+    arguments_.query_sums.sums = reinterpret_cast<float*>(memory + of_sums);
+    if (counters > 0) {
+      check(cudaMemsetAsync(memory + turns, 0, of_sums - turns, session_.stream()), "clearing its scratch memory");
+    }
+    if (layout().packed) count_packed_tiles(session_, arguments_, reinterpret_cast<std::int64_t*>(memory + before));
+    launch("attention_delta", attention_delta<S>, static_cast<std::int64_t>((rows_ + kDeltaRows - 1) / kDeltaRows),
+           32 * kDeltaRows, session_.stream(), arguments_);
+  }
+
+  Session& session_;
+  AttentionArguments arguments_{};
+  std::size_t rows_;
+};
 
 }  // namespace
 
 void run_attention_backward(const AttentionJob& job, const AttentionGrads& grads, const Stream& stream) {
-  if (job.heads == 0 || job.layout.count() == 0) return;
   Session session(stream);
-  AttentionArguments arguments{};
-  arguments.job = job;
-  arguments.grads = grads;
-  arguments.job.layout = on_device(session, job);
-  const Path path = path_of(job.dtype);
-  with_shape(job, [&]<class S, int kDepth>() {
-    if (path == Path::sm90) {
-      run_tensor_backward<Sm90, S, kDepth>(session, arguments);
+  BackwardRun run(session, job, grads);
+  const bool any = grads.grad_query.data != nullptr || grads.grad_key.data != nullptr || grads.grad_value.data != nullptr;
+  if (any && job.kv_heads > 0 && job.layout.count() > 0) {
+    const Path path = path_of(job.dtype);
+    if (path == Path::plain) {
+      with_storage(job.dtype, [&]<class S>() { run.run_plain<S>(); });
     } else {
-      if constexpr (kDepth <= 128) run_tensor_backward<Sm80, S, kDepth>(session, arguments);
+      with_shape(job, [&]<class S, int kDepth>() {
+        if (path == Path::sm90) return run.run_on_tensor_cores<Sm90, S, kDepth>();
+        if constexpr (kDepth <= 128) {
+          run.run_on_tensor_cores<Sm80, S, kDepth>();
+        } else {
+          run.run_plain<S>();  // no tiles of this depth fit into the shared memory of all such devices
+        }
+      });
     }
-  });
+  }
+  if (grads.grad_mask.data != nullptr) with_storage(job.dtype, [&]<class S>() { run.run_mask<S>(); });
   session.finish();
 }
 

@@ -92,8 +92,8 @@ __device__ __forceinline__ void fence_for_wgmma() {
 
 // --- barriers ---
 
-// Waits go on for seconds at most: a deadlock becomes an error instead of a device that hangs.
-inline constexpr int kMostWaits = 20'000'000;
+// Waits go on for some seconds at most: a deadlock becomes an error instead of a device that hangs.
+inline constexpr int kMostWaits = 2'000'000;
 
 __device__ __forceinline__ void fail_waiting() {
 #if defined(__CUDACC__)
@@ -184,6 +184,7 @@ __device__ __forceinline__ void wait_until(const std::uint32_t* number, std::uin
     std::uint32_t now;
     asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(number) : "memory");
     if (now >= value) return;
+    __nanosleep(64);
   }
   fail_waiting();
 #else

@@ -1,5 +1,8 @@
-// Attention without tensor cores, for any dtype and any strides: what float32 and float64 run on, and the gradient of a
-// mask. Its arithmetic is float, or double for float64.
+// Attention without tensor cores, of any dtype, in float or double: what float32 and float64 run on, and the gradients of
+// masks. Compiled once for each dtype.
+//
+// A block computes tiles of 32 queries and 32 keys. In the products a thread owns one key and eight queries, its warp's.
+// For everything else it owns eight keys in a row of one query: those that share a Philox call.
 #pragma once
 
 #include "cuda/attention/arguments.h"
@@ -7,12 +10,18 @@
 
 namespace fusestep::cuda {
 
+inline constexpr int kPlainTile = 32;  // queries, and keys
+
+// query_tiles and key_tiles are of kPlainTile rows.
+template <class S>
 void run_plain_forward(Session& session, const AttentionArguments& arguments);
 
-// grad_query, grad_key and grad_value, those that are wanted.
+// The gradients of query, key and value that are wanted.
+template <class S>
 void run_plain_backward(Session& session, const AttentionArguments& arguments);
 
-// grad_mask, deterministic: summed up in a fixed order over what the mask was broadcast over.
+// The mask's gradient: summed up, in a fixed order, over what the mask was broadcast over.
+template <class S>
 void run_grad_mask(Session& session, const AttentionArguments& arguments);
 
 }  // namespace fusestep::cuda

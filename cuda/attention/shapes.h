@@ -28,11 +28,11 @@ struct ForwardShapeOf {
 
 //                                                      depth producers groups keys stages registers
 template <>
-struct ForwardShape<Sm90, 64> : ForwardShapeOf<Sm90, 64, 128, 2, 128, 2, 48, 232> {};
+struct ForwardShape<Sm90, 64> : ForwardShapeOf<Sm90, 64, 128, 2, 128, 2, 40, 232> {};
 template <>
-struct ForwardShape<Sm90, 128> : ForwardShapeOf<Sm90, 128, 128, 2, 128, 2, 48, 232> {};
+struct ForwardShape<Sm90, 128> : ForwardShapeOf<Sm90, 128, 128, 2, 128, 2, 40, 232> {};
 template <>
-struct ForwardShape<Sm90, 256> : ForwardShapeOf<Sm90, 256, 128, 2, 64, 2, 48, 232> {};
+struct ForwardShape<Sm90, 256> : ForwardShapeOf<Sm90, 256, 128, 2, 64, 2, 40, 232> {};
 template <>
 struct ForwardShape<Sm80, 64> : ForwardShapeOf<Sm80, 64, 32, 2, 64, 2, 0, 0> {};
 template <>
@@ -64,11 +64,11 @@ struct BackwardShape;
 
 //                                                        depth columns producers groups stages score tiles registers
 template <>
-struct BackwardShape<Sm90, 64> : BackwardShapeOf<Sm90, 64, 64, 128, 2, 2, 2, 48, 232> {};
+struct BackwardShape<Sm90, 64> : BackwardShapeOf<Sm90, 64, 64, 128, 2, 2, 2, 40, 232> {};
 template <>
-struct BackwardShape<Sm90, 128> : BackwardShapeOf<Sm90, 128, 128, 128, 2, 2, 2, 48, 232> {};
+struct BackwardShape<Sm90, 128> : BackwardShapeOf<Sm90, 128, 128, 128, 2, 2, 2, 40, 232> {};
 template <>
-struct BackwardShape<Sm90, 256> : BackwardShapeOf<Sm90, 256, 128, 128, 2, 1, 1, 48, 232> {};
+struct BackwardShape<Sm90, 256> : BackwardShapeOf<Sm90, 256, 128, 128, 2, 1, 1, 40, 232> {};
 template <>
 struct BackwardShape<Sm80, 64> : BackwardShapeOf<Sm80, 64, 64, 32, 2, 2, 1, 0, 0> {};
 template <>

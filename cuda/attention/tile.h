@@ -70,7 +70,7 @@ class RowCopier {
     if (vectors_) {
       const auto* bytes_from = reinterpret_cast<const char*>(from);
       const int row_bytes = static_cast<int>(tensor_.row) * 2;
-#pragma unroll
+#pragma unroll 4
       for (int step = 0; step < Tile::kRows; step += kRowsAtOnce) {
         const int source = kPermuted ? key_at(step) : step;
         copy_16_bytes(tile.chunk(row + step, chunk), bytes_from + static_cast<std::int64_t>(source) * row_bytes,
