@@ -112,10 +112,10 @@ struct BackwardMemory {
   Barrier empty[Shape::kStages];
 
   __device__ __forceinline__ void make_barriers() {
-    make_barrier(key_full, 2 * Shape::kProducers);  // keys and values
+    make_barrier(key_full, 2 * Shape::kCopiers);  // keys and values
     for (int stage = 0; stage < Shape::kStages; ++stage) {
-      make_barrier(query_full[stage], 2 * Shape::kProducers);  // queries, and what is known of them
-      make_barrier(grad_out_full[stage], Shape::kProducers);
+      make_barrier(query_full[stage], 2 * Shape::kCopiers);  // queries, and what is known of them
+      make_barrier(grad_out_full[stage], Shape::kCopiers);
       make_barrier(empty[stage], Shape::kGroups * Shape::kReporters);
     }
   }
@@ -191,41 +191,50 @@ __device__ __forceinline__ BackwardStep make_step(const AttentionArguments& argu
   return step;
 }
 
-template <class Shape>
+// Half of the producers copy queries, the other half gradients of the result and what is known of the rows (with few of
+// them, all do both).
+template <class Machine, class Shape>
 __device__ __forceinline__ void produce_backward(const AttentionArguments& arguments, BackwardMemory<Shape>& memory) {
   using Memory = BackwardMemory<Shape>;
   const AttentionJob& job = arguments.job;
   const BackwardBlock<Shape>& block = memory.block;
   const AttentionSequence& sequence = block.sequence;
-  const int thread = static_cast<int>(threadIdx.x);
   const BackwardTiles<Shape> tile_at{shared_address(&memory)};
   if (block.steps == 0) return;
-  {
-    using Copier = RowCopier<typename Memory::Keys, Shape::kProducers, true>;
-    const Copier keys(job.key, sequence.batch, block.kv_head, sequence.key_begin, sequence.band.keys, job.head_dim, thread);
-    keys.copy(tile_at.key(), block.tile * Shape::kKeys, thread, memory.key_full);
-    const Copier values(job.value, sequence.batch, block.kv_head, sequence.key_begin, sequence.band.keys, job.value_dim,
-                        thread);
-    values.copy(tile_at.value(), block.tile * Shape::kKeys, thread, memory.key_full);
-  }
-  using Copier = RowCopier<typename Memory::Queries, Shape::kProducers, false>;
+  const auto thread = static_cast<int>(threadIdx.x) % Shape::kCopiers;
+  const bool first_side = static_cast<int>(threadIdx.x) < Shape::kCopiers;
+  const bool last_side = Shape::kCopiers == Shape::kProducers || !first_side;
+  using KeyCopier = RowCopier<Machine, typename Memory::Keys, Shape::kCopiers, true>;
+  const auto copy_keys = [&](const HeadTensor& tensor, std::int64_t columns, const typename Memory::Keys& tile) {
+    const KeyCopier copier(tensor, sequence.batch, block.kv_head, sequence.key_begin, sequence.band.keys, columns, thread);
+    copier.copy(tile, block.tile * Shape::kKeys, thread, memory.key_full);
+  };
+  if (first_side) copy_keys(job.key, job.head_dim, tile_at.key());
+  if (last_side) copy_keys(job.value, job.value_dim, tile_at.value());
   const int tiles = block.visit.end - block.visit.begin;
-  for (int t = 0; t < block.steps; ++t) {
-    const int stage = t % Shape::kStages;
-    wait(memory.empty[stage], (t / Shape::kStages & 1) ^ 1);
-    const int of_group = t / tiles;
-    const int tile = block.order.at_step(block.tile, block.visit, t - of_group * tiles);
+  using Copier = RowCopier<Machine, typename Memory::Queries, Shape::kCopiers, false>;
+  int step = 0;
+  for (int of_group = 0; of_group < block.heads; ++of_group) {
     const std::int64_t head = block.kv_head * block.heads + of_group;
-    for (int i = thread; i < Shape::kQueries; i += Shape::kProducers) {
-      memory.row[stage][i] = make_row(arguments, sequence, head, tile * Shape::kQueries + i);
+    for (int t = 0; t < tiles; ++t, ++step) {
+      const int stage = step % Shape::kStages;
+      wait(memory.empty[stage], (step / Shape::kStages & 1) ^ 1);
+      const int tile = block.order.at_step(block.tile, block.visit, t);
+      const int query = tile * Shape::kQueries;
+      const auto copy = [&](const HeadTensor& tensor, std::int64_t columns, const typename Memory::Queries& to, Barrier& full) {
+        const Copier copier(tensor, sequence.batch, head, sequence.query_begin, sequence.queries, columns, thread);
+        copier.copy(to, query, thread, full);
+      };
+      if (last_side) {
+        for (int i = thread; i < Shape::kQueries; i += Shape::kCopiers) {
+          memory.row[stage][i] = make_row(arguments, sequence, head, query + i);
+        }
+        if (thread == 0) memory.step[stage] = make_step<Shape>(arguments, block, head, of_group, tile);
+        arrive(memory.query_full[stage]);
+      }
+      if (first_side) copy(job.query, job.head_dim, tile_at.query(stage), memory.query_full[stage]);
+      if (last_side) copy(arguments.grads.grad_out, job.value_dim, tile_at.grad_out(stage), memory.grad_out_full[stage]);
     }
-    if (thread == 0) memory.step[stage] = make_step<Shape>(arguments, block, head, of_group, tile);
-    arrive(memory.query_full[stage]);
-    const Copier queries(job.query, sequence.batch, head, sequence.query_begin, sequence.queries, job.head_dim, thread);
-    queries.copy(tile_at.query(stage), tile * Shape::kQueries, thread, memory.query_full[stage]);
-    const Copier grads(arguments.grads.grad_out, sequence.batch, head, sequence.query_begin, sequence.queries, job.value_dim,
-                       thread);
-    grads.copy(tile_at.grad_out(stage), tile * Shape::kQueries, thread, memory.grad_out_full[stage]);
   }
 }
 
@@ -242,8 +251,11 @@ class BackwardGroup {
 #pragma unroll
     for (int i = 0; i < kGrads; ++i) grad_key[i] = grad_value[i] = 0;
     if (block_.steps > 0) {
+      float score[kScores];
       fusestep::cuda::wait(memory_.key_full, 0);
-      for (int t = 0; t < block_.steps; ++t) run_step(t, grad_key, grad_value);
+      if constexpr (kAhead) multiply_keys(score, 0);
+      for (int t = 0; t < block_.steps; ++t) run_step(t, score, grad_key, grad_value);
+      Machine::template wait<0>(score);
       finish_turn();
     }
     store(grad_key, grad_value);
@@ -257,19 +269,28 @@ class BackwardGroup {
   static constexpr int kAllThreads = Shape::kGroups * kGroupThreads;
   static constexpr int kAllGroups = 15;  // number of a barrier; those of a group are 1 and on
 
-  __device__ __forceinline__ void run_step(int t, float (&grad_key)[kGrads], float (&grad_value)[kGrads]) {
-    const int stage = t % Shape::kStages;
-    const int parity = t / Shape::kStages & 1;
+  // While the groups add to the queries of a step, the tensor cores are busy with the next one's scores. That takes another
+  // tile of queries.
+  static constexpr bool kAhead = Shape::kStages > 1;
+
+  __device__ __forceinline__ void multiply_keys(float (&score)[kScores], int t) {
     const BackwardTiles<Shape> tiles{shared_address(&memory_)};
-    float score[kScores];
-    float grad_weight[kScores];
-    fusestep::cuda::wait(memory_.query_full[stage], parity);
-    fence_for_wgmma();
+    const int stage = t % Shape::kStages;
+    fusestep::cuda::wait(memory_.query_full[stage], t / Shape::kStages & 1);
     Machine::begin();
     Machine::template scores<S, kGroupRows>(score, tiles.query(stage), 0, tiles.key(), group_ * kGroupRows);
     Machine::commit();
+  }
+
+  // score: with kAhead the products of the step's queries and keys, under way.
+  __device__ __forceinline__ void run_step(int t, float (&score)[kScores], float (&grad_key)[kGrads],
+                                           float (&grad_value)[kGrads]) {
+    const int stage = t % Shape::kStages;
+    const int parity = t / Shape::kStages & 1;
+    const BackwardTiles<Shape> tiles{shared_address(&memory_)};
+    float grad_weight[kScores];
+    if constexpr (!kAhead) multiply_keys(score, t);
     fusestep::cuda::wait(memory_.grad_out_full[stage], parity);
-    fence_for_wgmma();
     Machine::begin();
     Machine::template scores<S, kGroupRows>(grad_weight, tiles.grad_out(stage), 0, tiles.value(),
                                             group_ * kGroupRows);
@@ -323,7 +344,12 @@ class BackwardGroup {
     Machine::template multiply<S, kQueryColumns>(grad_query, grad_score, tiles.key(),
                                                  block_.part * Shape::kColumns + group_ * kQueryColumns);
     Machine::commit();
-    Machine::template wait<0>(grad_query);
+    if constexpr (kAhead) {
+      // After the last step the same scores once more: no branch around what is under way.
+      Machine::hold(score);
+      multiply_keys(score, t + 1 < block_.steps ? t + 1 : t);
+    }
+    Machine::template wait<kAhead ? 1 : 0>(grad_query);
     Machine::hold(grad_key);
     Machine::hold(grad_value);
     add_to_queries(step, grad_query);
@@ -438,7 +464,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   if (!memory.block.exists) return;
   if (threadIdx.x < Shape::kProducers) {
     Machine::template give_registers<Shape::kProducerRegisters>();
-    produce_backward<Shape>(arguments, memory);
+    produce_backward<Machine, Shape>(arguments, memory);
     return;
   }
   Machine::template take_registers<Shape::kGroupRegisters>();

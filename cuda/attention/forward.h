@@ -15,6 +15,7 @@ namespace fusestep::cuda {
 struct ForwardBlock {
   AttentionSequence sequence;
   std::int64_t head;
+  std::int64_t kv_head;
   int query;  // its first one
   int first_tile;
   int tiles;         // of keys: those before and after are all masked
@@ -32,6 +33,7 @@ struct ForwardBlock {
     std::int64_t tile;
     if (!find_tile(layout, tiles_of_queries, number, n, tile)) return false;
     head = blockIdx.x / tiles_of_queries.bound;
+    kv_head = arguments.job.kv_head(head);
     sequence = layout.sequence(n);
     query = static_cast<int>(tile) * Shape::kQueries;
     const std::int64_t last = query + Shape::kQueries < sequence.queries ? query + Shape::kQueries : sequence.queries;
@@ -65,38 +67,53 @@ struct ForwardMemory {
   __device__ __forceinline__ void make_barriers() {
     make_barrier(query_full, Shape::kProducers);
     for (int stage = 0; stage < Shape::kStages; ++stage) {
-      make_barrier(key_full[stage], Shape::kProducers);
-      make_barrier(value_full[stage], Shape::kProducers);
+      make_barrier(key_full[stage], Shape::kCopiers);
+      make_barrier(value_full[stage], Shape::kCopiers);
       make_barrier(key_empty[stage], Shape::kGroups * Shape::kReporters);
       make_barrier(value_empty[stage], Shape::kGroups * Shape::kReporters);
     }
   }
 };
 
-template <class Shape>
+// Half of the producers copy keys, the other half values (with few of them, all copy both).
+template <class Machine, class Shape>
 __device__ __forceinline__ void produce_forward(const AttentionJob& job, ForwardMemory<Shape>& memory) {
-  const ForwardBlock& block = memory.block;
-  const int thread = static_cast<int>(threadIdx.x);
-  const AttentionSequence& sequence = block.sequence;
-  const std::int64_t kv_head = job.kv_head(block.head);
   using Memory = ForwardMemory<Shape>;
+  const ForwardBlock& block = memory.block;
+  const AttentionSequence& sequence = block.sequence;
+  const std::int64_t kv_head = block.kv_head;
   {
-    const RowCopier<typename Memory::Queries, Shape::kProducers, false> queries(
+    const auto thread = static_cast<int>(threadIdx.x);
+    const RowCopier<Machine, typename Memory::Queries, Shape::kProducers, false> queries(
         job.query, sequence.batch, block.head, sequence.query_begin, sequence.queries, job.head_dim, thread);
     queries.copy({shared_address(memory.query)}, block.query, thread, memory.query_full);
   }
+  const auto thread = static_cast<int>(threadIdx.x) % Shape::kCopiers;
+  const int side = static_cast<int>(threadIdx.x) / Shape::kCopiers;
+  using Copier = RowCopier<Machine, typename Memory::Keys, Shape::kCopiers, true>;
   // Keys beyond the key length are not read: nothing that lies there, NaN included, may count.
-  using Copier = RowCopier<typename Memory::Keys, Shape::kProducers, true>;
-  const Copier keys(job.key, sequence.batch, kv_head, sequence.key_begin, sequence.band.keys, job.head_dim, thread);
-  const Copier values(job.value, sequence.batch, kv_head, sequence.key_begin, sequence.band.keys, job.value_dim, thread);
-  for (int t = 0; t < block.tiles; ++t) {
+  const auto make = [&](const HeadTensor& tensor, std::int64_t columns) {
+    return Copier(tensor, sequence.batch, kv_head, sequence.key_begin, sequence.band.keys, columns, thread);
+  };
+  const auto copy = [&](const Copier& copier, int t, unsigned char (&tiles)[Shape::kStages][Memory::Keys::kBytes],
+                        Barrier (&full)[Shape::kStages], Barrier (&empty)[Shape::kStages]) {
     const int stage = t % Shape::kStages;
-    const int parity = t / Shape::kStages & 1;
-    const int key = (block.first_tile + t) * Shape::kKeys;
-    wait(memory.key_empty[stage], parity ^ 1);
-    keys.copy(memory.key_tile(stage), key, thread, memory.key_full[stage]);
-    wait(memory.value_empty[stage], parity ^ 1);
-    values.copy(memory.value_tile(stage), key, thread, memory.value_full[stage]);
+    wait(empty[stage], (t / Shape::kStages & 1) ^ 1);
+    copier.copy({shared_address(tiles[stage])}, (block.first_tile + t) * Shape::kKeys, thread, full[stage]);
+  };
+  if constexpr (Shape::kCopiers == Shape::kProducers) {
+    const Copier keys = make(job.key, job.head_dim);
+    const Copier values = make(job.value, job.value_dim);
+    for (int t = 0; t < block.tiles; ++t) {
+      copy(keys, t, memory.key, memory.key_full, memory.key_empty);
+      copy(values, t, memory.value, memory.value_full, memory.value_empty);
+    }
+  } else if (side == 0) {
+    const Copier keys = make(job.key, job.head_dim);
+    for (int t = 0; t < block.tiles; ++t) copy(keys, t, memory.key, memory.key_full, memory.key_empty);
+  } else {
+    const Copier values = make(job.value, job.value_dim);
+    for (int t = 0; t < block.tiles; ++t) copy(values, t, memory.value, memory.value_full, memory.value_empty);
   }
 }
 
@@ -117,11 +134,11 @@ class ForwardGroup {
     float sum[kValues];  // of weights times values
 #pragma unroll
     for (float& x : sum) x = 0;
+    fusestep::cuda::wait(memory_.query_full, 0);
     if (block_.tiles > 0) {
       float score[kScores];
       std::uint32_t weight[kScores / 2];
       float correction[2];
-      fusestep::cuda::wait(memory_.query_full, 0);
       multiply_keys(score, 0);
       Machine::template wait<0>(score);
       release(memory_.key_empty, 0);
@@ -178,7 +195,6 @@ class ForwardGroup {
   __device__ __forceinline__ void multiply_keys(float (&score)[kScores], int t) {
     const typename ForwardMemory<Shape>::Queries queries{shared_address(memory_.query)};
     fusestep::cuda::wait(memory_.key_full[stage_of(t)], parity_of(t));
-    fence_for_wgmma();
     Machine::begin();
     Machine::template scores<S, Shape::kKeys>(score, queries, group_ * kGroupRows, memory_.key_tile(stage_of(t)), 0);
     Machine::commit();
@@ -187,7 +203,6 @@ class ForwardGroup {
   __device__ __forceinline__ void multiply_values(float (&sum)[kValues], const std::uint32_t (&weight)[kScores / 2],
                                                   int t) {
     fusestep::cuda::wait(memory_.value_full[stage_of(t)], parity_of(t));
-    fence_for_wgmma();
     Machine::hold(sum);
     Machine::begin();
     Machine::template multiply_registers<S, Shape::kDepth, Shape::kKeys>(sum, weight, memory_.value_tile(stage_of(t)));
@@ -250,7 +265,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   if (!memory.has_work) return;
   if (threadIdx.x < Shape::kProducers) {
     Machine::template give_registers<Shape::kProducerRegisters>();
-    produce_forward<Shape>(arguments.job, memory);
+    produce_forward<Machine, Shape>(arguments.job, memory);
     return;
   }
   Machine::template take_registers<Shape::kGroupRegisters>();

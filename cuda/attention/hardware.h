@@ -126,12 +126,18 @@ __device__ __forceinline__ void arrive(Barrier& barrier) {
 #endif
 }
 
-// Arrives when the copies that this thread has begun are done.
+// Arrives when the copies that this thread has begun are done. Does not wait for them.
 __device__ __forceinline__ void arrive_after_copies(Barrier& barrier) {
 #if defined(__CUDACC__)
   asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(shared_address(&barrier)) : "memory");
 #else
   emulation::arrive(barrier.state);
+#endif
+}
+
+__device__ __forceinline__ void wait_for_copies() {
+#if defined(__CUDACC__)
+  asm volatile("cp.async.wait_all;" ::: "memory");
 #endif
 }
 

@@ -82,6 +82,14 @@ class Sm90 {
   // Threads that say, for a group, that it is done with a tile: one for all, since wgmma ends for all at once.
   static constexpr int kReporters = 1;
 
+  // After the copies into a tile. wgmma reads shared memory past the ordinary path, so the copies have to be made visible to
+  // it, which only the thread that made them can do, when they are done.
+  __device__ __forceinline__ static void end_copies(Barrier& barrier) {
+    wait_for_copies();
+    fence_for_wgmma();
+    arrive(barrier);
+  }
+
   // Of each thread: producers need few registers, the groups many.
   template <int kRegisters>
   __device__ __forceinline__ static void give_registers() {
@@ -226,6 +234,8 @@ class Sm80 {
  public:
   static constexpr int kReporters = 4;  // one a warp
   static constexpr int kProducers = 32;
+
+  __device__ __forceinline__ static void end_copies(Barrier& barrier) { arrive_after_copies(barrier); }
 
   template <int kRegisters>
   __device__ __forceinline__ static void give_registers() {}

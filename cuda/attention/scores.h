@@ -7,6 +7,7 @@
 #include "cuda/attention/arguments.h"
 #include "cuda/attention/hardware.h"
 #include "cuda/attention/tile.h"
+#include "cuda/values.h"
 #include "math/attention/score.h"
 
 namespace fusestep::cuda {
@@ -54,51 +55,48 @@ class MaskRows {
 
   __device__ __forceinline__ bool exists() const { return job_.mask.data != nullptr; }
   __device__ __forceinline__ bool boolean() const { return job_.mask_dtype == DType::boolean; }
+  __device__ __forceinline__ DType dtype() const { return job_.mask_dtype; }
 
-  // Bit i: whether key + i may be attended to.
+  // Whether vectors may be read of all keys from `first` to `end`.
+  __device__ __forceinline__ bool vectors(int end) const { return vectors_ && end <= keys_; }
+
+  // Bit i: whether key + i may be attended to. kVectors: as vectors() says of a range with these keys.
+  template <bool kVectors>
   __device__ __forceinline__ std::uint32_t allowed(int row, int key) const {
     const auto* bytes = reinterpret_cast<const std::uint8_t*>(rows_[row]);
     std::uint32_t bits = 0;
-    if (vectors_ && key + 8 <= keys_) {
+    if constexpr (kVectors) {
       const uint2 words = *reinterpret_cast<const uint2*>(bytes + key);
 #pragma unroll
       for (int i = 0; i < 8; ++i) bits |= ((i < 4 ? words.x : words.y) >> (8 * (i % 4)) & 0xffu) != 0 ? 1u << i : 0u;
-      return bits;
-    }
+    } else {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      if (key + i < keys_ && bytes[(key + i) * job_.mask.column] != 0) bits |= 1u << i;
+      for (int i = 0; i < 8; ++i) {
+        if (key + i < keys_ && bytes[(key + i) * job_.mask.column] != 0) bits |= 1u << i;
+      }
     }
     return bits;
   }
 
-  // S: the dtype of the queries; the mask has it, or float32.
-  template <class S>
+  // S: the dtype of the queries. M: that of the mask, S or float.
+  template <class S, class M, bool kVectors>
   __device__ __forceinline__ void values(int row, int key, float (&value)[8]) const {
-    if (job_.mask_dtype == DType::float32) {
-      const auto* from = reinterpret_cast<const float*>(rows_[row]);
-      if (vectors_ && key + 8 <= keys_) {
-        const float4 low = *reinterpret_cast<const float4*>(from + key);
-        const float4 high = *reinterpret_cast<const float4*>(from + key + 4);
-        value[0] = low.x, value[1] = low.y, value[2] = low.z, value[3] = low.w;
-        value[4] = high.x, value[5] = high.y, value[6] = high.z, value[7] = high.w;
-        return;
-      }
+    const auto* from = reinterpret_cast<const M*>(rows_[row]);
+    if constexpr (!kVectors) {
 #pragma unroll
-      for (int i = 0; i < 8; ++i) value[i] = key + i < keys_ ? from[(key + i) * job_.mask.column] : 0;
-      return;
-    }
-    const auto* from = reinterpret_cast<const std::uint16_t*>(rows_[row]);
-    if (vectors_ && key + 8 <= keys_) {
+      for (int i = 0; i < 8; ++i) value[i] = key + i < keys_ ? widened<float>(from[(key + i) * job_.mask.column]) : 0;
+    } else if constexpr (std::is_same_v<M, float>) {
+      const float4 low = *reinterpret_cast<const float4*>(from + key);
+      const float4 high = *reinterpret_cast<const float4*>(from + key + 4);
+      value[0] = low.x, value[1] = low.y, value[2] = low.z, value[3] = low.w;
+      value[4] = high.x, value[5] = high.y, value[6] = high.z, value[7] = high.w;
+    } else {
       const uint4 words = *reinterpret_cast<const uint4*>(from + key);
       value[0] = low_half<S>(words.x), value[1] = high_half<S>(words.x);
       value[2] = low_half<S>(words.y), value[3] = high_half<S>(words.y);
       value[4] = low_half<S>(words.z), value[5] = high_half<S>(words.z);
       value[6] = low_half<S>(words.w), value[7] = high_half<S>(words.w);
-      return;
     }
-#pragma unroll
-    for (int i = 0; i < 8; ++i) value[i] = key + i < keys_ ? widened_half<S>(from[(key + i) * job_.mask.column]) : 0;
   }
 
  private:
@@ -150,41 +148,68 @@ class Scores {
   // score by its scaled product.
   template <int kKeys>
   __device__ __forceinline__ void apply(float (&score)[kKeys / 2], int first, float* slope = nullptr) const {
-    const bool edge = first < inner_.begin || first + kKeys > inner_.end;
-#pragma unroll
-    for (int block = 0; block < kKeys / 32; ++block) {
-      const int key = first + 32 * block + 8 * static_cast<int>(threadIdx.x % 4);
-#pragma unroll
- #pragma unroll
-     for (int r = 0; r < 2; ++r) {
-        if constexpr (kMask == Mask::any) apply_terms(score, block, r, key, slope);
-        if (kMask == Mask::additive || (kMask == Mask::any && mask_.exists() && !mask_.boolean())) {
-          float value[8];
-          mask_.template values<S>(r, key, value);
-#pragma unroll
-          for (int i = 0; i < 8; ++i) {
-            float& x = score[element_of(block, r, i)];
-            x = add_mask<float>(kMask == Mask::any ? x : x * terms_.query_scale, value[i]);
-          }
-        }
-        if (kMask == Mask::boolean || (kMask == Mask::any && mask_.exists() && mask_.boolean())) {
-          const std::uint32_t allowed = mask_.allowed(r, key);
-#pragma unroll
-          for (int i = 0; i < 8; ++i) {
-            if ((allowed >> i & 1u) == 0) score[element_of(block, r, i)] = -INFINITY;
-          }
-        }
-        if (edge) {
-#pragma unroll
-          for (int i = 0; i < 8; ++i) {
-            if (key + i < ranges_[r].begin || key + i >= ranges_[r].end) score[element_of(block, r, i)] = -INFINITY;
-          }
-        }
-      }
+    if constexpr (kMask == Mask::any) {
+      for_each_group<kKeys>(first, [&](int block, int r, int key) { apply_terms(score, block, r, key, slope); });
     }
+    if (kMask == Mask::additive || (kMask == Mask::any && mask_.exists() && !mask_.boolean())) add_values<kKeys>(score, first);
+    if (kMask == Mask::boolean || (kMask == Mask::any && mask_.exists() && mask_.boolean())) {
+      mask_.vectors(first + kKeys) ? exclude<kKeys, true>(score, first) : exclude<kKeys, false>(score, first);
+    }
+    if (first >= inner_.begin && first + kKeys <= inner_.end) return;
+    for_each_group<kKeys>(first, [&](int block, int r, int key) {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        if (key + i < ranges_[r].begin || key + i >= ranges_[r].end) score[element_of(block, r, i)] = -INFINITY;
+      }
+    });
   }
 
  private:
+  // Calls visit(block of 32 keys, row, first key) for the groups of eight keys that the thread owns.
+  template <int kKeys, class Visit>
+  __device__ __forceinline__ static void for_each_group(int first, const Visit& visit) {
+#pragma unroll
+    for (int block = 0; block < kKeys / 32; ++block) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) visit(block, r, first + 32 * block + 8 * static_cast<int>(threadIdx.x % 4));
+    }
+  }
+
+  // What decides how a mask is read is asked once a tile, so that the loads of a tile are under way together.
+  template <int kKeys>
+  __device__ __forceinline__ void add_values(float (&score)[kKeys / 2], int first) const {
+    const bool wide = mask_.dtype() == DType::float32;
+    if (mask_.vectors(first + kKeys)) {
+      wide ? add<kKeys, float, true>(score, first) : add<kKeys, S, true>(score, first);
+    } else {
+      wide ? add<kKeys, float, false>(score, first) : add<kKeys, S, false>(score, first);
+    }
+  }
+
+  template <int kKeys, class M, bool kVectors>
+  __device__ __forceinline__ void add(float (&score)[kKeys / 2], int first) const {
+    for_each_group<kKeys>(first, [&](int block, int r, int key) {
+      float value[8];
+      mask_.template values<S, M, kVectors>(r, key, value);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        float& x = score[element_of(block, r, i)];
+        x = add_mask<float>(kMask == Mask::any ? x : x * terms_.query_scale, value[i]);
+      }
+    });
+  }
+
+  template <int kKeys, bool kVectors>
+  __device__ __forceinline__ void exclude(float (&score)[kKeys / 2], int first) const {
+    for_each_group<kKeys>(first, [&](int block, int r, int key) {
+      const std::uint32_t allowed = mask_.template allowed<kVectors>(r, key);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        if ((allowed >> i & 1u) == 0) score[element_of(block, r, i)] = -INFINITY;
+      }
+    });
+  }
+
   template <int kCount>
   __device__ __forceinline__ void apply_terms(float (&score)[kCount], int block, int r, int key, float* slope) const {
 #pragma unroll

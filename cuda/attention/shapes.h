@@ -17,6 +17,7 @@ struct ForwardShapeOf {
   static constexpr int kReporters = Machine::kReporters;
   static constexpr int kDepth = kDepth_;
   static constexpr int kProducers = kProducers_;  // threads
+  static constexpr int kCopiers = kProducers == 128 ? 64 : kProducers;  // of them, that copy a tile of keys or of values
   static constexpr int kGroups = kGroups_;        // of 128 threads and 64 queries
   static constexpr int kKeys = kKeys_;            // of a tile
   static constexpr int kStages = kStages_;        // tiles of keys and values in shared memory
@@ -48,6 +49,7 @@ struct BackwardShapeOf {
   static constexpr int kDepth = kDepth_;
   static constexpr int kColumns = kColumns_;  // of the gradients, computed by one block; kDepth / kColumns blocks share keys
   static constexpr int kProducers = kProducers_;
+  static constexpr int kCopiers = kProducers == 128 ? 64 : kProducers;
   static constexpr int kGroups = kGroups_;
   static constexpr int kStages = kStages_;          // tiles of queries and of gradients of the result
   static constexpr int kScoreTiles = kScoreTiles_;  // tiles of gradients of scores: with two, a group may run ahead

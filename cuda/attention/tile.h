@@ -41,8 +41,8 @@ struct Tile {
 };
 
 // Copies the rows of one head of one sequence, a tile at a time, by kThreads threads of which this is number `thread`.
-// Tile has the rows in order, or permuted as keys are.
-template <class Tile, int kThreads, bool kPermuted>
+// Tile has the rows in order, or permuted as keys are. Machine: of products.h.
+template <class Machine, class Tile, int kThreads, bool kPermuted>
 class RowCopier {
  public:
   __device__ __forceinline__ RowCopier(const HeadTensor& tensor, std::int64_t batch, std::int64_t head,
@@ -76,7 +76,7 @@ class RowCopier {
         copy_16_bytes(tile.chunk(row + step, chunk), bytes_from + static_cast<std::int64_t>(source) * row_bytes,
                       source < exist ? bytes_ : 0);
       }
-      arrive_after_copies(barrier);
+      Machine::end_copies(barrier);
       return;
     }
 #pragma unroll 1

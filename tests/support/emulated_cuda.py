@@ -45,3 +45,6 @@ def install() -> None:
 
 def pytest_configure(config):
     install()
+    import tolerances
+
+    tolerances.WEIGHTS_ARE_STORED = True

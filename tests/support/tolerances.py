@@ -162,6 +162,18 @@ LEAST_STORED = {"float32": 0.0, "float64": 0.0, "float16": 2.0**-25, "bfloat16":
 FLUSHED = {"float64": 2.0**-1022}  # exponentials below are 0
 
 
+# Whether weights, and the gradients of scores, are rounded to the dtype of the query before they are multiplied, as tensor
+# cores need it. The plugins that run the tests on kernels of cuda/ set it.
+WEIGHTS_ARE_STORED = False
+
+
+def _storing_weights(dtype, size, count):
+    """The error of storing numbers of these sizes (count: 1 where there is one that may be too small to be stored)."""
+    if not WEIGHTS_ARE_STORED or dtype not in ("float16", "bfloat16"):
+        return 0.0
+    return STORED[dtype] * size + LEAST_STORED[dtype] * count
+
+
 def attention(problem, dtype):
     """Bounds of |kernel - reference|: {"out", "lse", "grad_query", "grad_key", "grad_value", "grad_mask"}.
 
@@ -261,7 +273,8 @@ def _sequence_bounds(problem, dtype):
     weights = p * factor
     size = weights @ np.abs(v_all)
     out = weights @ v_all
-    out_error = factor * p_error @ np.abs(v_all) + (adding + 2 * u) * size + np.abs(out) * (l_error + u)
+    stored = _storing_weights(dtype, weights, factor)
+    out_error = (factor * p_error + stored) @ np.abs(v_all) + (adding + 2 * u) * size + np.abs(out) * (l_error + u)
     out_error = out_error + _storing(dtype, np.abs(out))
     lse_error = l_error + LOG * u * (np.abs(lse) + np.abs(highest) + np.abs(log_sum))
 
@@ -283,9 +296,12 @@ def _sequence_bounds(problem, dtype):
 
     by_keys = (keys + tiles + 3) * u
     by_queries = (queries * groups + tiles + 4) * u
-    query_error = abs(scale) * ((grad_product_error + by_keys * grad_product) @ np.abs(k_all))
-    key_error = abs(scale) * summed((grad_product_error + by_queries * grad_product).swapaxes(2, 3) @ np.abs(q))
-    value_error = summed((factor * p_error + by_queries * weights).swapaxes(2, 3) @ np.abs(grad_out))
+    stored_grad = _storing_weights(dtype, grad_product, 1.0)
+    query_error = abs(scale) * ((grad_product_error + by_keys * grad_product + stored_grad) @ np.abs(k_all))
+    key_error = abs(scale) * summed(
+        (grad_product_error + by_queries * grad_product + stored_grad).swapaxes(2, 3) @ np.abs(q)
+    )
+    value_error = summed((factor * p_error + by_queries * weights + stored).swapaxes(2, 3) @ np.abs(grad_out))
     query_size = abs(scale) * np.abs((grad_s * slope_of_cap) @ k_all)
     key_size = abs(scale) * np.abs(summed((grad_s * slope_of_cap).swapaxes(2, 3) @ q))
     value_size = np.abs(summed(weights.swapaxes(2, 3) @ grad_out))

@@ -19,7 +19,7 @@ def pack(
 ) -> tuple[Tensor, Tensor, Tensor, tuple[Any, ...]]:
     """What attention of packed sequences takes in their place: one batch, and cu_seqlens among the options.
 
-    The sequences' lengths are read by the host: on a CUDA device this waits for what makes them.
+    The sequences' lengths stay on the device of the tensors: the host does not wait for them.
     """
     for name, x in (("query", query), ("key", key), ("value", value)):
         _check_heads(operation, name, x)
@@ -35,7 +35,7 @@ def pack(
     if not _same_lengths(key, value):
         refuse(operation, "value", "sequences as long as those of key", "other lengths")
     packed = [x.values()[None] for x in (query, key, value)]
-    return packed[0], packed[1], packed[2], (*others, _offsets(query).cpu(), _offsets(key).cpu())
+    return packed[0], packed[1], packed[2], (*others, _offsets(query), _offsets(key))
 
 
 def unpack(packed: Tensor, like: Tensor) -> Tensor:
