@@ -1,6 +1,5 @@
-#include "cuda/backend.h"
-
 #include "cuda/attention/attention.h"
+#include "cuda/backend.h"
 #include "cuda/devices.h"
 #include "cuda/dropout.h"
 #include "cuda/masked_softmax.h"

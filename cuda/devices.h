@@ -6,7 +6,7 @@
 
 namespace fusestep::cuda {
 
-// As CMake names them: "80-real", "90-real", "90-virtual" (PTX).
+// As CMake names them: "80-real", "90a-real", "80-virtual" (PTX).
 std::vector<std::string> architectures();
 
 // "NVIDIA H200 (compute capability 9.0)", one for each device; none where there is no driver.

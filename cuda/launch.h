@@ -20,8 +20,8 @@ inline constexpr unsigned kWholeWarp = 0xffffffffu;
 // More has to be asked for before the launch.
 inline constexpr std::size_t kSharedBytesOfAnyKernel = 48 * 1024;
 
-// The block's shared memory beside its variables, aligned to 1,024 bytes: what the swizzle of tiles counts from. A launch
-// asks for 1,024 bytes more than it needs.
+// The block's shared memory beside its variables, aligned to 1,024 bytes: what the swizzle of tiles counts from. A
+// launch asks for 1,024 bytes more than it needs.
 __device__ __forceinline__ unsigned char* dynamic_shared_memory() {
 #if defined(__CUDACC__)
   extern __shared__ unsigned char memory[];

@@ -31,7 +31,7 @@ class Rule:
     lacks: tuple[str, ...] = ()  # none of them matches an instruction
     registers: int = 255  # of a thread, at most
     shared: int = 48 * 1024  # bytes of static shared memory of a block, at most
-    architectures: tuple[str, ...] = ("sm_80", "sm_90")
+    architectures: tuple[str, ...] = ("sm_80", "sm_90a")
 
 
 # Spills, and arrays that are indexed by what only the run knows. No kernel has these but those named here.
@@ -40,6 +40,8 @@ MAY_USE_LOCAL_MEMORY = (
     r"::dropout<\w+, true, ",  # strided: the path for what is rare
     r"::update<.*, true>\(",  # strided
     r"::softmax_(backward|mask_sums|mask_combine)<",
+    r"::plain_\w+<",  # head dims up to 256 in registers; double needs twice as many
+    r"::attention_(forward|backward)<",  # each a few registers; see bench/README.md
 )
 
 # Loads and stores of 16 bytes.
@@ -50,6 +52,22 @@ RULES = (
     # Two different 16-bit dtypes are read by 8 bytes: four elements, as many as float32 results are written together.
     Rule(r"::dropout<\w+, false, (\S+), \1>\(", contains=(WIDE_LOAD, WIDE_STORE), registers=64),
     Rule(r"::update<.*, false>\(", contains=(WIDE_LOAD, WIDE_STORE), registers=128),
+    # Products on the tensor cores. More registers than these are given to them while they run (setmaxnreg).
+    Rule(
+        r"::attention_(forward|backward)<\S*Sm90",
+        contains=(r"^HGMMA\.", r"^LDGSTS\."),
+        registers=168,
+        architectures=("sm_90a",),
+    ),
+    Rule(
+        r"::attention_(forward|backward)<\S*Sm80",
+        contains=(r"^HMMA\.", r"^LDSM\.", r"^LDGSTS\."),
+        architectures=("sm_80",),
+    ),
+    # The kernels that are measured keep all they have in registers.
+    Rule(
+        r"::attention_forward<\S*Sm90.*\(fusestep::cuda::Mask\)[01], ", lacks=(LOCAL_MEMORY,), architectures=("sm_90a",)
+    ),
 )
 
 

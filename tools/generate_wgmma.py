@@ -1,6 +1,6 @@
 """Writes cuda/attention/wgmma.h: the instruction's wrappers, which name each of their registers.
 
-    python tools/generate_wgmma.py | clang-format > cuda/attention/wgmma.h
+python tools/generate_wgmma.py | clang-format > cuda/attention/wgmma.h
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ WIDTHS = (32, 64, 128)  # of B, in columns
 TYPES = {"Float16": "f16", "BFloat16": "bf16"}
 
 HEAD = """\
-// Written by tools/generate_wgmma.py; not to be edited. A warpgroup's product of 64 rows with {widths} columns, 16 deep:
-// d (+)= a b. The accumulators are the registers kFirst and on of d. B, and A where it is in shared memory, are given by
-// descriptors; kTransposed: the operand's depth is its rows in memory, not its columns.
+// Written by tools/generate_wgmma.py; not to be edited. A warpgroup's product of 64 rows with {widths} columns, 16
+// deep: d (+)= a b. The accumulators are the registers kFirst and on of d. B, and A where it is in shared memory, are
+// given by descriptors; kTransposed: the operand's depth is its rows in memory, not its columns.
 #pragma once
 
 #include <cstdint>

@@ -55,7 +55,8 @@ HeadTensor mask_tensor(const TensorView& mask, const TensorView& like, const std
 
 IntegerArray integers(const TensorView& view, Device device, const Argument& argument) {
   if (view.device.type != kDeviceCpu && view.device != device) {
-    refuse_value(argument, device.type == kDeviceCpu ? "an array in CPU memory" : "an array in CPU memory or on this device",
+    refuse_value(argument,
+                 device.type == kDeviceCpu ? "an array in CPU memory" : "an array in CPU memory or on this device",
                  "one on another device", "Move it there.");
   }
   return {view.data, stride_of(view, 0), view.dtype};

@@ -25,8 +25,8 @@ void check_device(const TensorView& view, Device device, const Argument& argumen
 HeadTensor mask_tensor(const TensorView& mask, const TensorView& like, const std::int64_t (&sizes)[4],
                        const Argument& argument);
 
-// A one-dimensional array of int32 or int64: lengths or offsets. They lie in CPU memory, where the host reads them before
-// the kernels run, or on `device`, where it need not wait for them. Refuses any other place.
+// A one-dimensional array of int32 or int64: lengths or offsets. They lie in CPU memory, where the host reads them
+// before the kernels run, or on `device`, where it need not wait for them. Refuses any other place.
 IntegerArray integers(const TensorView& view, Device device, const Argument& argument);
 
 }  // namespace fusestep

@@ -1,6 +1,4 @@
 // The host's side of attention: where lengths and scratch lie on the device, and which kernels take the job.
-#include "cuda/attention/attention.h"
-
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
@@ -8,6 +6,7 @@
 #include <vector>
 
 #include "cuda/attention/arguments.h"
+#include "cuda/attention/attention.h"
 #include "cuda/attention/plain.h"
 #include "cuda/attention/shapes.h"
 #include "cuda/attention/tensor_cores.h"
@@ -62,15 +61,14 @@ Tiles make_tiles(const AttentionLayout& layout, std::int64_t rows, std::int64_t 
 
 struct CountTilesArguments {
   AttentionLayout layout;
-  std::int64_t size[2];    // of tiles of queries and of keys
+  std::int64_t size[2];     // of tiles of queries and of keys
   std::int64_t* before[2];  // [sequences + 1]
 };
 
 constexpr int kCountThreads = 256;
 
 // One block for queries, one for keys: how many tiles come before each packed sequence.
-__global__ void __launch_bounds__(kCountThreads, 1)
-    count_tiles(const __grid_constant__ CountTilesArguments arguments) {
+__global__ void __launch_bounds__(kCountThreads, 1) count_tiles(const __grid_constant__ CountTilesArguments arguments) {
   __shared__ std::int64_t sums[kCountThreads];
   const AttentionLayout& layout = arguments.layout;
   const bool keys = blockIdx.x == 1;
@@ -192,7 +190,8 @@ __device__ __forceinline__ typename Wide<S>::type element_of(const HeadTensor& t
 
 // delta of each query: sum(grad_out * out). And zeros as the gradient of queries that no key tile is for.
 template <class S>
-__global__ void __launch_bounds__(32 * kDeltaRows, 1) attention_delta(const __grid_constant__ AttentionArguments arguments) {
+__global__ void __launch_bounds__(32 * kDeltaRows, 1)
+    attention_delta(const __grid_constant__ AttentionArguments arguments) {
   using T = typename Wide<S>::type;
   const AttentionJob& job = arguments.job;
   const std::int64_t number = static_cast<std::int64_t>(blockIdx.x) * kDeltaRows + threadIdx.x / 32;
@@ -206,7 +205,8 @@ __global__ void __launch_bounds__(32 * kDeltaRows, 1) attention_delta(const __gr
   const std::int64_t grad_at = grad_out.offset(batch, head) + row * grad_out.row;
   T sum = 0;
   for (std::int64_t i = threadIdx.x % 32; i < job.value_dim; i += 32) {
-    sum = fma(element_of<S>(grad_out, grad_at + i * grad_out.column), element_of<S>(job.out, out_at + i * job.out.column), sum);
+    sum = fma(element_of<S>(grad_out, grad_at + i * grad_out.column),
+              element_of<S>(job.out, out_at + i * job.out.column), sum);
   }
   for (int half = 16; half > 0; half /= 2) sum += __shfl_xor_sync(kWholeWarp, sum, half);
   if (threadIdx.x % 32 == 0) static_cast<T*>(arguments.delta)[number] = sum;
@@ -214,7 +214,8 @@ __global__ void __launch_bounds__(32 * kDeltaRows, 1) attention_delta(const __gr
   const HeadTensor& grad_query = arguments.grads.grad_query;
   if (lse != static_cast<T>(-INFINITY) || grad_query.data == nullptr) return;
   for (std::int64_t i = threadIdx.x % 32; i < job.head_dim; i += 32) {
-    static_cast<S*>(grad_query.data)[grad_query.offset(batch, head) + row * grad_query.row + i * grad_query.column] = S{};
+    static_cast<S*>(grad_query.data)[grad_query.offset(batch, head) + row * grad_query.row + i * grad_query.column] =
+        S{};
   }
 }
 
@@ -242,8 +243,7 @@ __global__ void __launch_bounds__(kZeroThreads, 1) fill_with_zeros(const __grid_
   const std::int64_t row = number / shape[3] % shape[2];
   const std::int64_t head = number / shape[3] / shape[2] % shape[1];
   const std::int64_t batch = number / shape[3] / shape[2] / shape[1];
-  const std::int64_t at =
-      arguments.to.offset(batch, head) + row * arguments.to.row + column * arguments.to.column;
+  const std::int64_t at = arguments.to.offset(batch, head) + row * arguments.to.row + column * arguments.to.column;
   with_dtype(arguments.dtype, arguments.to.data, [&]<class S>(S* data) { data[at] = S{}; });
 }
 
@@ -278,7 +278,8 @@ class BackwardRun {
     QuerySums& sums = arguments_.query_sums;
     sums.resident = multiprocessors();
     sums.tiles = job.heads / job.kv_heads * (packed ? queries.bound : queries.per_sequence);
-    // As many units as can be under way, and one that ends while the next begins. With one key tile nothing is summed up.
+    // As many units as can be under way, and one that ends while the next begins. With one key tile nothing is summed
+    // up.
     const bool adds = keys_of_unit > 1 && arguments_.grads.grad_query.data != nullptr;
     sums.slots = adds ? std::min(units, sums.resident / keys_of_unit + 2) : 1;
     allocate<S>(1 + units * sums.tiles * Shape::kGroups,
@@ -315,7 +316,8 @@ class BackwardRun {
   void allocate(std::int64_t counters, std::int64_t sums) {
     Scratch scratch;
     const auto bytes_of = [](std::int64_t count, std::size_t size) { return static_cast<std::size_t>(count) * size; };
-    const std::size_t before = scratch.add(layout().packed ? bytes_of(2 * (layout().count() + 1), sizeof(std::int64_t)) : 0);
+    const std::size_t before =
+        scratch.add(layout().packed ? bytes_of(2 * (layout().count() + 1), sizeof(std::int64_t)) : 0);
     const std::size_t delta = scratch.add(rows_ * sizeof(typename Wide<S>::type));
     const std::size_t turns = scratch.add(bytes_of(counters, sizeof(std::uint32_t)));
     const std::size_t of_sums = scratch.add(bytes_of(sums, sizeof(float)));
@@ -342,7 +344,8 @@ class BackwardRun {
 void run_attention_backward(const AttentionJob& job, const AttentionGrads& grads, const Stream& stream) {
   Session session(stream);
   BackwardRun run(session, job, grads);
-  const bool any = grads.grad_query.data != nullptr || grads.grad_key.data != nullptr || grads.grad_value.data != nullptr;
+  const bool any =
+      grads.grad_query.data != nullptr || grads.grad_key.data != nullptr || grads.grad_value.data != nullptr;
   if (any && job.kv_heads > 0 && job.layout.count() > 0) {
     const Path path = path_of(job.dtype);
     if (path == Path::plain) {

@@ -1,6 +1,5 @@
 // Compiled once for each FUSESTEP_MACHINE, FUSESTEP_STORAGE and FUSESTEP_DEPTH (CMakeLists.txt).
 #include "cuda/attention/backward.h"
-
 #include "cuda/attention/tensor_cores.h"
 #include "cuda/attention/variants.h"
 
@@ -11,8 +10,8 @@ void run_backward(Session& session, const AttentionArguments& arguments) {
   using Shape = BackwardShape<Machine, kDepth>;
   with_variant<kDepth>(arguments.job, [&]<Mask kMask, bool kDrops>() {
     launch("attention_backward", attention_backward<Machine, S, Shape, kMask, kDrops>,
-           arguments.key_tiles.bound * arguments.job.kv_heads * Shape::kParts, Shape::kThreads, session.stream(), arguments,
-           sizeof(BackwardMemory<Shape>) + 1024);
+           arguments.key_tiles.bound * arguments.job.kv_heads * Shape::kParts, Shape::kThreads, session.stream(),
+           arguments, sizeof(BackwardMemory<Shape>) + 1024);
   });
 }
 

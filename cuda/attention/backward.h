@@ -1,10 +1,11 @@
 // The backward pass on tensor cores: the gradients of query, key and value by five products for each tile.
 //
-// A block of threads holds a tile of keys and values, 64 for each of its groups, and visits the tiles of 64 queries that
-// attend to them, for each head that shares the keys. Scores lie as in the forward pass, queries down and keys across, so
-// masks and dropout are the same code. Weights and the gradients of scores go through shared memory, where the tensor cores
-// read them transposed. Gradients of keys and values stay in registers to the end. The gradient of a tile of queries is
-// summed up in global memory over all blocks that visit it, in the order that turns.h fixes; the last block writes the result.
+// A block of threads holds a tile of keys and values, 64 for each of its groups, and visits the tiles of 64 queries
+// that attend to them, for each head that shares the keys. Scores lie as in the forward pass, queries down and keys
+// across, so masks and dropout are the same code. Weights and the gradients of scores go through shared memory, where
+// the tensor cores read them transposed. Gradients of keys and values stay in registers to the end. The gradient of a
+// tile of queries is summed up in global memory over all blocks that visit it, in the order that turns.h fixes; the
+// last block writes the result.
 #pragma once
 
 #include <cstddef>
@@ -53,7 +54,8 @@ struct BackwardBlock {
     first_tile = layout.packed ? arguments.query_tiles.before[n] : 0;
     order.begin(sequence, arguments.query_sums.resident);
     const std::int64_t before = unit - arguments.query_sums.slots;
-    if (before >= 0) order_before.begin(layout.sequence(layout.packed ? n : before % layout.batch), arguments.query_sums.resident);
+    if (before >= 0)
+      order_before.begin(layout.sequence(layout.packed ? n : before % layout.batch), arguments.query_sums.resident);
     // All tiles of the sequence, beyond the key length too: their gradients are zeros.
     const auto count = static_cast<int>((sequence.keys + Shape::kKeys - 1) / Shape::kKeys);
     tile = order.rotates() ? static_cast<int>(in_order) : count - 1 - static_cast<int>(in_order);
@@ -64,14 +66,14 @@ struct BackwardBlock {
   }
 };
 
-// What a block does next: one tile of queries of one head. It is worked out by the producers: a division of 64-bit numbers
-// is a function call, and the groups have no registers to spare for that.
+// What a block does next: one tile of queries of one head. It is worked out by the producers: a division of 64-bit
+// numbers is a function call, and the groups have no registers to spare for that.
 struct BackwardStep {
   std::int64_t head;
-  int query;             // its first one
-  const char* mask;      // of mask_of_head
-  double slope;          // ALiBi's
-  KeyRange inner;        // the keys that all of its queries attend to
+  int query;         // its first one
+  const char* mask;  // of mask_of_head
+  double slope;      // ALiBi's
+  KeyRange inner;    // the keys that all of its queries attend to
   // The gradient of the queries: where it is summed up (nullptr: this block alone computes it), and whether this block
   // begins or ends the sum.
   float* sums;
@@ -95,7 +97,7 @@ template <class Shape>
 struct BackwardMemory {
   using Keys = Tile<Shape::kKeys, Shape::kDepth>;
   using Queries = Tile<Shape::kQueries, Shape::kDepth>;
-  using Scores = Tile<Shape::kQueries, Shape::kKeys < 64 ? 64 : Shape::kKeys>;
+  using Scores = Tile < Shape::kQueries, Shape::kKeys<64 ? 64 : Shape::kKeys>;
 
   unsigned char key[Keys::kBytes];
   unsigned char value[Keys::kBytes];
@@ -127,15 +129,21 @@ struct BackwardTiles {
   using Memory = BackwardMemory<Shape>;
   std::uint32_t address;
 
-  __device__ __forceinline__ typename Memory::Keys key() const { return {address + static_cast<std::uint32_t>(offsetof(Memory, key))}; }
-  __device__ __forceinline__ typename Memory::Keys value() const { return {address + static_cast<std::uint32_t>(offsetof(Memory, value))}; }
+  __device__ __forceinline__ typename Memory::Keys key() const {
+    return {address + static_cast<std::uint32_t>(offsetof(Memory, key))};
+  }
+  __device__ __forceinline__ typename Memory::Keys value() const {
+    return {address + static_cast<std::uint32_t>(offsetof(Memory, value))};
+  }
   __device__ __forceinline__ typename Memory::Queries query(int stage) const {
     return {address + static_cast<std::uint32_t>(offsetof(Memory, query) + stage * Memory::Queries::kBytes)};
   }
   __device__ __forceinline__ typename Memory::Queries grad_out(int stage) const {
     return {address + static_cast<std::uint32_t>(offsetof(Memory, grad_out) + stage * Memory::Queries::kBytes)};
   }
-  __device__ __forceinline__ typename Memory::Scores weight() const { return {address + static_cast<std::uint32_t>(offsetof(Memory, weight))}; }
+  __device__ __forceinline__ typename Memory::Scores weight() const {
+    return {address + static_cast<std::uint32_t>(offsetof(Memory, weight))};
+  }
   __device__ __forceinline__ typename Memory::Scores grad_score(int t) const {
     return {address + static_cast<std::uint32_t>(offsetof(Memory, grad_score) + t * Memory::Scores::kBytes)};
   }
@@ -154,8 +162,9 @@ __device__ __forceinline__ BackwardRow make_row(const AttentionArguments& argume
 }
 
 template <class Shape>
-__device__ __forceinline__ BackwardStep make_step(const AttentionArguments& arguments, const BackwardBlock<Shape>& block,
-                                                  std::int64_t head, int of_group, int tile) {
+__device__ __forceinline__ BackwardStep make_step(const AttentionArguments& arguments,
+                                                  const BackwardBlock<Shape>& block, std::int64_t head, int of_group,
+                                                  int tile) {
   const AttentionJob& job = arguments.job;
   const QuerySums& sums = arguments.query_sums;
   const int query = tile * Shape::kQueries;
@@ -206,7 +215,8 @@ __device__ __forceinline__ void produce_backward(const AttentionArguments& argum
   const bool last_side = Shape::kCopiers == Shape::kProducers || !first_side;
   using KeyCopier = RowCopier<Machine, typename Memory::Keys, Shape::kCopiers, true>;
   const auto copy_keys = [&](const HeadTensor& tensor, std::int64_t columns, const typename Memory::Keys& tile) {
-    const KeyCopier copier(tensor, sequence.batch, block.kv_head, sequence.key_begin, sequence.band.keys, columns, thread);
+    const KeyCopier copier(tensor, sequence.batch, block.kv_head, sequence.key_begin, sequence.band.keys, columns,
+                           thread);
     copier.copy(tile, block.tile * Shape::kKeys, thread, memory.key_full);
   };
   if (first_side) copy_keys(job.key, job.head_dim, tile_at.key());
@@ -221,7 +231,8 @@ __device__ __forceinline__ void produce_backward(const AttentionArguments& argum
       wait(memory.empty[stage], (step / Shape::kStages & 1) ^ 1);
       const int tile = block.order.at_step(block.tile, block.visit, t);
       const int query = tile * Shape::kQueries;
-      const auto copy = [&](const HeadTensor& tensor, std::int64_t columns, const typename Memory::Queries& to, Barrier& full) {
+      const auto copy = [&](const HeadTensor& tensor, std::int64_t columns, const typename Memory::Queries& to,
+                            Barrier& full) {
         const Copier copier(tensor, sequence.batch, head, sequence.query_begin, sequence.queries, columns, thread);
         copier.copy(to, query, thread, full);
       };
@@ -233,7 +244,8 @@ __device__ __forceinline__ void produce_backward(const AttentionArguments& argum
         arrive(memory.query_full[stage]);
       }
       if (first_side) copy(job.query, job.head_dim, tile_at.query(stage), memory.query_full[stage]);
-      if (last_side) copy(arguments.grads.grad_out, job.value_dim, tile_at.grad_out(stage), memory.grad_out_full[stage]);
+      if (last_side)
+        copy(arguments.grads.grad_out, job.value_dim, tile_at.grad_out(stage), memory.grad_out_full[stage]);
     }
   }
 }
@@ -242,7 +254,8 @@ __device__ __forceinline__ void produce_backward(const AttentionArguments& argum
 template <class Machine, class S, class Shape, Mask kMask, bool kDrops>
 class BackwardGroup {
  public:
-  __device__ __forceinline__ BackwardGroup(const AttentionArguments& arguments, BackwardMemory<Shape>& memory, int group)
+  __device__ __forceinline__ BackwardGroup(const AttentionArguments& arguments, BackwardMemory<Shape>& memory,
+                                           int group)
       : arguments_(arguments), job_(arguments.job), block_(memory.block), memory_(memory), group_(group) {}
 
   __device__ __forceinline__ void run() {
@@ -264,13 +277,14 @@ class BackwardGroup {
  private:
   static constexpr int kScores = kGroupRows / 2;
   static constexpr int kGrads = Shape::kColumns / 2;
-  static constexpr int kQueryColumns = Shape::kColumns / Shape::kGroups;  // of the gradient of queries, that a group computes
+  static constexpr int kQueryColumns =
+      Shape::kColumns / Shape::kGroups;  // of the gradient of queries, that a group computes
   static constexpr int kQueryGrads = kQueryColumns / 2;
   static constexpr int kAllThreads = Shape::kGroups * kGroupThreads;
   static constexpr int kAllGroups = 15;  // number of a barrier; those of a group are 1 and on
 
-  // While the groups add to the queries of a step, the tensor cores are busy with the next one's scores. That takes another
-  // tile of queries.
+  // While the groups add to the queries of a step, the tensor cores are busy with the next one's scores. That takes
+  // another tile of queries.
   static constexpr bool kAhead = Shape::kStages > 1;
 
   __device__ __forceinline__ void multiply_keys(float (&score)[kScores], int t) {
@@ -292,8 +306,7 @@ class BackwardGroup {
     if constexpr (!kAhead) multiply_keys(score, t);
     fusestep::cuda::wait(memory_.grad_out_full[stage], parity);
     Machine::begin();
-    Machine::template scores<S, kGroupRows>(grad_weight, tiles.grad_out(stage), 0, tiles.value(),
-                                            group_ * kGroupRows);
+    Machine::template scores<S, kGroupRows>(grad_weight, tiles.grad_out(stage), 0, tiles.value(), group_ * kGroupRows);
     Machine::commit();
 
     const BackwardStep& step = memory_.step[stage];
@@ -366,8 +379,8 @@ class BackwardGroup {
 #pragma unroll
     for (int j = 0; j < kGroupRows / 8; ++j) {
 #pragma unroll
- #pragma unroll
-     for (int r = 0; r < 2; ++r) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
         const int i = 4 * j + 2 * r;
         store_shared((first ^ static_cast<std::uint32_t>(j << 4)) + 1024 * r, packed<S>(get(i), get(i + 1)));
       }
@@ -408,7 +421,8 @@ class BackwardGroup {
     const float scale[2] = {static_cast<float>(job_.scale), static_cast<float>(job_.scale)};
     store_rows<S, false>({arguments_.grads.grad_query, sequence.batch, step.head, sequence.query_begin + step.query,
                           static_cast<int>(sequence.queries) - step.query, static_cast<int>(job_.head_dim)},
-                         block_.part * Shape::kColumns + group_ * kQueryColumns, grad, scale, stage(), thread(), 1 + group_);
+                         block_.part * Shape::kColumns + group_ * kQueryColumns, grad, scale, stage(), thread(),
+                         1 + group_);
   }
 
   // Lets the next block add to the queries of the step before. By then what this one has added has long arrived: the
@@ -469,8 +483,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   }
   Machine::template take_registers<Shape::kGroupRegisters>();
   // The same in all threads of a warp, as the compiler has to know: what it decides on is then not kept in each.
-  const int group =
-      __shfl_sync(kWholeWarp, static_cast<int>(threadIdx.x - Shape::kProducers) / kGroupThreads, 0);
+  const int group = __shfl_sync(kWholeWarp, static_cast<int>(threadIdx.x - Shape::kProducers) / kGroupThreads, 0);
   BackwardGroup<Machine, S, Shape, kMask, kDrops>(arguments, memory, group).run();
 }
 

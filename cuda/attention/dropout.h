@@ -1,5 +1,5 @@
-// Which weights dropout keeps, in the tensor cores' registers: one Philox call for the eight keys in a row that a thread
-// owns of each row.
+// Which weights dropout keeps, in the tensor cores' registers: one Philox call for the eight keys in a row that a
+// thread owns of each row.
 #pragma once
 
 #include <cstdint>

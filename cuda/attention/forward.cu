@@ -1,6 +1,5 @@
 // Compiled once for each FUSESTEP_MACHINE, FUSESTEP_STORAGE and FUSESTEP_DEPTH (CMakeLists.txt).
 #include "cuda/attention/forward.h"
-
 #include "cuda/attention/tensor_cores.h"
 #include "cuda/attention/variants.h"
 

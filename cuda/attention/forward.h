@@ -1,5 +1,5 @@
-// The forward pass on tensor cores. A block of threads computes 64 queries for each of its groups; its producers copy the
-// queries once and then tile after tile of keys and values, kStages of them ahead.
+// The forward pass on tensor cores. A block of threads computes 64 queries for each of its groups; its producers copy
+// the queries once and then tile after tile of keys and values, kStages of them ahead.
 #pragma once
 
 #include "cuda/attention/dropout.h"
@@ -96,7 +96,7 @@ __device__ __forceinline__ void produce_forward(const AttentionJob& job, Forward
     return Copier(tensor, sequence.batch, kv_head, sequence.key_begin, sequence.band.keys, columns, thread);
   };
   const auto copy = [&](const Copier& copier, int t, unsigned char (&tiles)[Shape::kStages][Memory::Keys::kBytes],
-                        Barrier (&full)[Shape::kStages], Barrier (&empty)[Shape::kStages]) {
+                        Barrier(&full)[Shape::kStages], Barrier(&empty)[Shape::kStages]) {
     const int stage = t % Shape::kStages;
     wait(empty[stage], (t / Shape::kStages & 1) ^ 1);
     copier.copy({shared_address(tiles[stage])}, (block.first_tile + t) * Shape::kKeys, thread, full[stage]);
@@ -175,8 +175,13 @@ class ForwardGroup {
       inner.begin = max_of(inner.begin, __shfl_xor_sync(kWholeWarp, inner.begin, half));
       inner.end = min_of(inner.end, __shfl_xor_sync(kWholeWarp, inner.end, half));
     }
-    return {job, sequence, query, mask_of_head(job, sequence, block.head),
-            kMask == Mask::any ? alibi_slope(job, sequence.batch, block.head) : 0, ranges, inner};
+    return {job,
+            sequence,
+            query,
+            mask_of_head(job, sequence, block.head),
+            kMask == Mask::any ? alibi_slope(job, sequence.batch, block.head) : 0,
+            ranges,
+            inner};
   }
   __device__ __forceinline__ static int max_of(int a, int b) { return a > b ? a : b; }
   __device__ __forceinline__ static int min_of(int a, int b) { return a < b ? a : b; }
@@ -270,8 +275,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   }
   Machine::template take_registers<Shape::kGroupRegisters>();
   // The same in all threads of a warp, as the compiler has to know: what it decides on is then not kept in each.
-  const int group =
-      __shfl_sync(kWholeWarp, static_cast<int>(threadIdx.x - Shape::kProducers) / kGroupThreads, 0);
+  const int group = __shfl_sync(kWholeWarp, static_cast<int>(threadIdx.x - Shape::kProducers) / kGroupThreads, 0);
   ForwardGroup<Machine, S, Shape, kMask, kDrops>(arguments.job, memory, group).run();
 }
 

@@ -31,8 +31,8 @@ T& at_shared(std::uint32_t address) {
 }
 #endif
 
-// The same value, of which the compiler knows nothing: what follows from it is worked out where it is used. Without that
-// all addresses of a loop are worked out before the loop, and there are more of them than registers.
+// The same value, of which the compiler knows nothing: what follows from it is worked out where it is used. Without
+// that all addresses of a loop are worked out before the loop, and there are more of them than registers.
 __device__ __forceinline__ std::uint32_t opaque(std::uint32_t value) {
 #if defined(__CUDACC__)
   asm volatile("" : "+r"(value));
@@ -42,7 +42,8 @@ __device__ __forceinline__ std::uint32_t opaque(std::uint32_t value) {
 
 // --- copies ---
 
-// Begins to copy the first `bytes` of 16 from global memory, and zeros for the rest. Both addresses are multiples of 16.
+// Begins to copy the first `bytes` of 16 from global memory, and zeros for the rest. Both addresses are multiples
+// of 16.
 __device__ __forceinline__ void copy_16_bytes(std::uint32_t to, const void* from, int bytes) {
 #if defined(__CUDACC__)
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
@@ -148,17 +149,15 @@ __device__ __forceinline__ void wait(Barrier& barrier, int parity) {
   for (int i = 0; i < kMostWaits; ++i) {
     std::uint32_t done;
 #if __CUDA_ARCH__ >= 900
-    asm volatile(
-        "{\n.reg .pred p;\nmbarrier.try_wait.parity.shared.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}\n"
-        : "=r"(done)
-        : "r"(shared_address(&barrier)), "r"(parity)
-        : "memory");
+    asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.shared.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}\n"
+                 : "=r"(done)
+                 : "r"(shared_address(&barrier)), "r"(parity)
+                 : "memory");
 #else
-    asm volatile(
-        "{\n.reg .pred p;\nmbarrier.test_wait.parity.shared.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}\n"
-        : "=r"(done)
-        : "r"(shared_address(&barrier)), "r"(parity)
-        : "memory");
+    asm volatile("{\n.reg .pred p;\nmbarrier.test_wait.parity.shared.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}\n"
+                 : "=r"(done)
+                 : "r"(shared_address(&barrier)), "r"(parity)
+                 : "memory");
 #endif
     if (done != 0) return;
   }
@@ -182,7 +181,8 @@ __device__ __forceinline__ void wait_for_each_other(int number, int threads) {
 
 // --- numbers between blocks, in global memory ---
 
-// Waits until another block has published a value that is not below this one. What it had written before is then visible.
+// Waits until another block has published a value that is not below this one. What it had written before is then
+// visible.
 __device__ __forceinline__ void wait_until(const std::uint32_t* number, std::uint32_t value) {
 #if defined(__CUDACC__)
 #pragma unroll 1

@@ -7,8 +7,8 @@ namespace {
 constexpr int kColumnsOfThread = static_cast<int>(kMaxHeadDim) / 32;
 
 // A block's tile of queries or of keys, of one head.
-__device__ __forceinline__ bool find_block(const AttentionArguments& arguments, const Tiles& tiles, AttentionSequence& sequence,
-                                           std::int64_t& head, int& first) {
+__device__ __forceinline__ bool find_block(const AttentionArguments& arguments, const Tiles& tiles,
+                                           AttentionSequence& sequence, std::int64_t& head, int& first) {
   std::int64_t n;
   std::int64_t tile;
   if (!find_tile(arguments.job.layout, tiles, blockIdx.x % tiles.bound, n, tile)) return false;
@@ -25,8 +25,8 @@ __device__ __forceinline__ std::int64_t last_of(int first, std::int64_t count) {
 
 // sum[i][c] += factor(i, row) * rows(begin + row, 32 c + lane) over the 32 rows of a tile, for the warp's eight i.
 template <class T, class Factor, class Rows>
-__device__ __forceinline__ void multiply_rows(T (&sum)[kPlainRows][kColumnsOfThread], const Factor& factor, const Rows& rows,
-                                              int begin) {
+__device__ __forceinline__ void multiply_rows(T (&sum)[kPlainRows][kColumnsOfThread], const Factor& factor,
+                                              const Rows& rows, int begin) {
   for (int row = 0; row < kPlainTile; ++row) {
     T of_row[kPlainRows];
 #pragma unroll
@@ -43,7 +43,8 @@ __device__ __forceinline__ void multiply_rows(T (&sum)[kPlainRows][kColumnsOfThr
 
 // Rows 8 * warp to 8 * warp + 7 of a tile.
 template <class T, class Rows>
-__device__ __forceinline__ void store_sums(const T (&sum)[kPlainRows][kColumnsOfThread], const Rows& rows, int first, T factor) {
+__device__ __forceinline__ void store_sums(const T (&sum)[kPlainRows][kColumnsOfThread], const Rows& rows, int first,
+                                           T factor) {
 #pragma unroll
   for (int i = 0; i < kPlainRows; ++i) {
 #pragma unroll
@@ -54,7 +55,8 @@ __device__ __forceinline__ void store_sums(const T (&sum)[kPlainRows][kColumnsOf
 }
 
 template <class S>
-__global__ void __launch_bounds__(kPlainThreads, 1) plain_forward(const __grid_constant__ AttentionArguments arguments) {
+__global__ void __launch_bounds__(kPlainThreads, 1)
+    plain_forward(const __grid_constant__ AttentionArguments arguments) {
   using T = typename Wide<S>::type;
   auto& memory = *reinterpret_cast<PlainMemory<T>*>(dynamic_shared_memory());
   const AttentionJob& job = arguments.job;
@@ -63,9 +65,11 @@ __global__ void __launch_bounds__(kPlainThreads, 1) plain_forward(const __grid_c
   int query;
   if (!find_block(arguments, arguments.query_tiles, sequence, head, query)) return;
   const std::int64_t kv_head = job.kv_head(head);
-  const PlainRows<const S> queries(job.query, sequence.batch, head, sequence.query_begin, sequence.queries, job.head_dim);
+  const PlainRows<const S> queries(job.query, sequence.batch, head, sequence.query_begin, sequence.queries,
+                                   job.head_dim);
   const PlainRows<const S> keys(job.key, sequence.batch, kv_head, sequence.key_begin, sequence.band.keys, job.head_dim);
-  const PlainRows<const S> values(job.value, sequence.batch, kv_head, sequence.key_begin, sequence.band.keys, job.value_dim);
+  const PlainRows<const S> values(job.value, sequence.batch, kv_head, sequence.key_begin, sequence.band.keys,
+                                  job.value_dim);
   const PlainScores<S> scores(job, sequence, head, query + own_query());
   T sum[kPlainRows][kColumnsOfThread] = {};
   T highest = minus_infinity<T>();  // of the thread's query
@@ -125,13 +129,14 @@ __global__ void __launch_bounds__(kPlainThreads, 1) plain_forward(const __grid_c
 #pragma unroll
     for (int c = 0; c < kColumnsOfThread; ++c) sum[i][c] *= factor;
   }
-  store_sums(sum, PlainRows<S>(job.out, sequence.batch, head, sequence.query_begin, sequence.queries, job.value_dim), query,
-             T(1));
+  store_sums(sum, PlainRows<S>(job.out, sequence.batch, head, sequence.query_begin, sequence.queries, job.value_dim),
+             query, T(1));
 }
 
 // The gradients of the queries of a tile.
 template <class S>
-__global__ void __launch_bounds__(kPlainThreads, 1) plain_grad_query(const __grid_constant__ AttentionArguments arguments) {
+__global__ void __launch_bounds__(kPlainThreads, 1)
+    plain_grad_query(const __grid_constant__ AttentionArguments arguments) {
   using T = typename Wide<S>::type;
   auto& memory = *reinterpret_cast<PlainMemory<T>*>(dynamic_shared_memory());
   const AttentionJob& job = arguments.job;
@@ -148,13 +153,15 @@ __global__ void __launch_bounds__(kPlainThreads, 1) plain_grad_query(const __gri
     multiply_rows(sum, [&](int i, int row) { return memory.grad[plain_warp() * kPlainRows + i][row]; }, keys, key);
   }
   store_sums(sum,
-             PlainRows<S>(arguments.grads.grad_query, sequence.batch, head, sequence.query_begin, sequence.queries, job.head_dim),
+             PlainRows<S>(arguments.grads.grad_query, sequence.batch, head, sequence.query_begin, sequence.queries,
+                          job.head_dim),
              query, static_cast<T>(job.scale));
 }
 
 // The gradients of the keys or of the values of a tile, over all heads that share them.
 template <class S, bool kValues>
-__global__ void __launch_bounds__(kPlainThreads, 1) plain_grad_key(const __grid_constant__ AttentionArguments arguments) {
+__global__ void __launch_bounds__(kPlainThreads, 1)
+    plain_grad_key(const __grid_constant__ AttentionArguments arguments) {
   using T = typename Wide<S>::type;
   auto& memory = *reinterpret_cast<PlainMemory<T>*>(dynamic_shared_memory());
   const AttentionJob& job = arguments.job;
@@ -166,8 +173,8 @@ __global__ void __launch_bounds__(kPlainThreads, 1) plain_grad_key(const __grid_
   const std::int64_t heads = job.heads / job.kv_heads;
   const PositionRange range = sequence.band.queries_of(key, key + kPlainTile - 1);
   for (std::int64_t head = kv_head * heads; head < (kv_head + 1) * heads; ++head) {
-    const PlainRows<const S> rows(kValues ? arguments.grads.grad_out : job.query, sequence.batch, head, sequence.query_begin,
-                                  sequence.queries, kValues ? job.value_dim : job.head_dim);
+    const PlainRows<const S> rows(kValues ? arguments.grads.grad_out : job.query, sequence.batch, head,
+                                  sequence.query_begin, sequence.queries, kValues ? job.value_dim : job.head_dim);
     for (int query = static_cast<int>(range.begin) / kPlainTile * kPlainTile; query < range.end; query += kPlainTile) {
       plain_gradients<S>(arguments, memory, sequence, head, query, key);
       multiply_rows(
@@ -185,7 +192,8 @@ __global__ void __launch_bounds__(kPlainThreads, 1) plain_grad_key(const __grid_
              key, kValues ? static_cast<T>(job.dropout.scale()) : static_cast<T>(job.scale));
 }
 
-// A block's part of the mask's gradient: 32 of its queries and 32 of its keys, or all of them where the mask has but one.
+// A block's part of the mask's gradient: 32 of its queries and 32 of its keys, or all of them where the mask has but
+// one.
 template <class S>
 __global__ void __launch_bounds__(kPlainThreads, 1) grad_mask(const __grid_constant__ AttentionArguments arguments) {
   using T = typename Wide<S>::type;
@@ -211,7 +219,8 @@ __global__ void __launch_bounds__(kPlainThreads, 1) grad_mask(const __grid_const
     const AttentionSequence sequence = layout.sequence(n);
     const int queries = static_cast<int>(sequence.queries);
     const int first_query = grads.mask_has_query ? static_cast<int>(query_part) * kPlainTile : 0;
-    const int end_query = grads.mask_has_query && first_query + kPlainTile < queries ? first_query + kPlainTile : queries;
+    const int end_query =
+        grads.mask_has_query && first_query + kPlainTile < queries ? first_query + kPlainTile : queries;
     const std::int64_t first_head = grads.mask_has_head ? mask_head : 0;
     const std::int64_t last_head = grads.mask_has_head ? mask_head + 1 : job.heads;
     for (std::int64_t head = first_head; head < last_head; ++head) {
@@ -248,9 +257,8 @@ __global__ void __launch_bounds__(kPlainThreads, 1) grad_mask(const __grid_const
     const std::int64_t at = to.offset(layout.packed ? 0 : mask_batch, mask_head) +
                             (grads.mask_has_query ? sequence.query_begin + row : 0) * to.row +
                             (grads.mask_has_key ? sequence.key_begin + column : 0) * to.column;
-    with_dtype(grads.grad_mask_dtype, to.data, [&]<class M>(M* data) {
-      narrow(static_cast<typename Wide<M>::type>(total), data[at]);
-    });
+    with_dtype(grads.grad_mask_dtype, to.data,
+               [&]<class M>(M* data) { narrow(static_cast<typename Wide<M>::type>(total), data[at]); });
   }
 }
 
@@ -258,8 +266,8 @@ __global__ void __launch_bounds__(kPlainThreads, 1) grad_mask(const __grid_const
 
 template <class S>
 void run_plain_forward(Session& session, const AttentionArguments& arguments) {
-  launch("plain_forward", plain_forward<S>, arguments.query_tiles.bound * arguments.job.heads, kPlainThreads, session.stream(),
-         arguments, sizeof(PlainMemory<typename Wide<S>::type>) + 1024);
+  launch("plain_forward", plain_forward<S>, arguments.query_tiles.bound * arguments.job.heads, kPlainThreads,
+         session.stream(), arguments, sizeof(PlainMemory<typename Wide<S>::type>) + 1024);
 }
 
 template <class S>

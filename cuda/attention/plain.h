@@ -1,8 +1,8 @@
-// Attention without tensor cores, of any dtype, in float or double: what float32 and float64 run on, and the gradients of
-// masks. Compiled once for each dtype.
+// Attention without tensor cores, of any dtype, in float or double: what float32 and float64 run on, and the gradients
+// of masks. Compiled once for each dtype.
 //
-// A block computes tiles of 32 queries and 32 keys. In the products a thread owns one key and eight queries, its warp's.
-// For everything else it owns eight keys in a row of one query: those that share a Philox call.
+// A block computes tiles of 32 queries and 32 keys. In the products a thread owns one key and eight queries, its
+// warp's. For everything else it owns eight keys in a row of one query: those that share a Philox call.
 #pragma once
 
 #include "cuda/attention/arguments.h"

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cmath>
+#include <type_traits>
 
 #include "cuda/attention/plain.h"
 #include "cuda/attention/scores.h"
@@ -25,7 +26,7 @@ __device__ __forceinline__ double power_of_two(double x) { return ::exp2(x); }
 // Rows of one head of one sequence.
 template <class S>
 struct PlainRows {
-  using T = typename Wide<S>::type;
+  using T = typename Wide<std::remove_const_t<S>>::type;
 
   S* data;
   std::int64_t row;
@@ -33,8 +34,8 @@ struct PlainRows {
   int count;
   int columns;
 
-  __device__ __forceinline__ PlainRows(const HeadTensor& tensor, std::int64_t batch, std::int64_t head, std::int64_t begin,
-                                       std::int64_t rows, std::int64_t width)
+  __device__ __forceinline__ PlainRows(const HeadTensor& tensor, std::int64_t batch, std::int64_t head,
+                                       std::int64_t begin, std::int64_t rows, std::int64_t width)
       : data(static_cast<S*>(tensor.data) + tensor.offset(batch, head) + begin * tensor.row),
         row(tensor.row),
         column(tensor.column),
@@ -68,8 +69,8 @@ __device__ __forceinline__ int plain_lane() { return static_cast<int>(threadIdx.
 __device__ __forceinline__ int own_query() { return plain_warp() * kPlainRows + plain_lane() / 4; }
 __device__ __forceinline__ int own_keys() { return plain_lane() % 4 * 8; }
 
-// product[query][key] = sum of left(query, d) * right(key, d), of 32 rows each. For all threads of the block; the result is
-// there for the own warp after a __syncwarp(), for all after a __syncthreads().
+// product[query][key] = sum of left(query, d) * right(key, d), of 32 rows each. For all threads of the block; the
+// result is there for the own warp after a __syncwarp(), for all after a __syncthreads().
 template <class T, class Left, class Right>
 __device__ __forceinline__ void multiply_tiles(PlainMemory<T>& memory, T (&product)[kPlainTile][kPlainTile + 1],
                                                const Left& left, const Right& right, int depth) {
@@ -160,16 +161,18 @@ class PlainScores {
   std::int64_t batch_head_;
 };
 
-// Of a tile of queries and keys in the backward pass: weights in memory.weight (with dropout, unscaled), and the gradients
-// of the scaled products in memory.grad. For all threads; the results are there for all of them afterwards.
+// Of a tile of queries and keys in the backward pass: weights in memory.weight (with dropout, unscaled), and the
+// gradients of the scaled products in memory.grad. For all threads; the results are there for all of them afterwards.
 template <class S>
-__device__ __forceinline__ void plain_gradients(const AttentionArguments& arguments, PlainMemory<typename Wide<S>::type>& memory,
-                                                const AttentionSequence& sequence, std::int64_t head, int query, int key,
-                                                bool of_mask = false) {
+__device__ __forceinline__ void plain_gradients(const AttentionArguments& arguments,
+                                                PlainMemory<typename Wide<S>::type>& memory,
+                                                const AttentionSequence& sequence, std::int64_t head, int query,
+                                                int key, bool of_mask = false) {
   using T = typename Wide<S>::type;
   const AttentionJob& job = arguments.job;
   const std::int64_t kv_head = job.kv_head(head);
-  const auto rows = [&](const HeadTensor& tensor, std::int64_t h, std::int64_t begin, std::int64_t count, std::int64_t width) {
+  const auto rows = [&](const HeadTensor& tensor, std::int64_t h, std::int64_t begin, std::int64_t count,
+                        std::int64_t width) {
     return PlainRows<const S>(tensor, sequence.batch, h, begin, count, width);
   };
   const auto queries = rows(job.query, head, sequence.query_begin, sequence.queries, job.head_dim);

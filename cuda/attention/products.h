@@ -2,8 +2,9 @@
 // Of these a thread holds rows r and r + 8 (r = lane / 4) and columns 8 j + 2 t and 8 j + 2 t + 1 (t = lane % 4):
 // element 4 j + 2 * (row is r + 8) + (column is odd) of its accumulators.
 //
-// Two machines offer the same functions: Sm90 (wgmma: the instructions are issued here and are done after wait<n>(), when
-// all but the n last commits are; operands and results are not to be touched before) and Sm80 (mma.sync, done at once).
+// Two machines offer the same functions: Sm90 (wgmma: the instructions are issued here and are done after wait<n>(),
+// when all but the n last commits are; operands and results are not to be touched before) and Sm80 (mma.sync, done at
+// once).
 //
 //   scores                d = a b^T            a: 64 rows of a tile, b: kWidth rows
 //   multiply_registers    d (+)= a b           a: what `scores` computed, packed to 16 bits
@@ -82,8 +83,8 @@ class Sm90 {
   // Threads that say, for a group, that it is done with a tile: one for all, since wgmma ends for all at once.
   static constexpr int kReporters = 1;
 
-  // After the copies into a tile. wgmma reads shared memory past the ordinary path, so the copies have to be made visible to
-  // it, which only the thread that made them can do, when they are done.
+  // After the copies into a tile. wgmma reads shared memory past the ordinary path, so the copies have to be made
+  // visible to it, which only the thread that made them can do, when they are done.
   __device__ __forceinline__ static void end_copies(Barrier& barrier) {
     wait_for_copies();
     fence_for_wgmma();
@@ -157,7 +158,8 @@ class Sm90 {
 
   template <class S, int kWidth, int kDepth, int kCount, int kRowsA, int kColumnsA, int kRows, int kColumns>
   __device__ __forceinline__ static void multiply_transposed(float (&d)[kCount], const Tile<kRowsA, kColumnsA>& a,
-                                                             int a_column, const Tile<kRows, kColumns>& b, int b_column) {
+                                                             int a_column, const Tile<kRows, kColumns>& b,
+                                                             int b_column) {
 #pragma unroll
     for (int k = 0; k < kDepth; k += 16) {
       each_part<kWidth>([&]<int kColumn, int kPart>() {
@@ -172,8 +174,8 @@ class Sm90 {
 #pragma unroll
     for (int k = 0; k < kDepth; k += 16) {
       each_part<kWidth>([&]<int kColumn, int kPart>() {
-        shared<kPart, kColumn / 2, S, false, true>(
-            d, descriptor(a.address + k / 64 * a.kPanelBytes + k % 64 * 2, 16), rows_from(b, k, b_column + kColumn), k > 0);
+        shared<kPart, kColumn / 2, S, false, true>(d, descriptor(a.address + k / 64 * a.kPanelBytes + k % 64 * 2, 16),
+                                                   rows_from(b, k, b_column + kColumn), k > 0);
       });
     }
   }
@@ -182,8 +184,8 @@ class Sm90 {
   // leading: bytes between panels of 64, where the operand's depth is its rows. Eight rows are 1,024 bytes.
   __device__ __forceinline__ static std::uint64_t descriptor(std::uint32_t address, std::uint32_t leading) {
     constexpr std::uint64_t kSwizzle128 = std::uint64_t(1) << 62;
-    return std::uint64_t((address & 0x3ffff) >> 4) | std::uint64_t(leading >> 4) << 16 | std::uint64_t(1024 >> 4) << 32 |
-           kSwizzle128;
+    return std::uint64_t((address & 0x3ffff) >> 4) | std::uint64_t(leading >> 4) << 16 |
+           std::uint64_t(1024 >> 4) << 32 | kSwizzle128;
   }
 
   // Rows `row` and on are the depth, columns `column` and on the other dimension.
@@ -281,7 +283,8 @@ class Sm80 {
 
   template <class S, int kWidth, int kDepth, int kCount, int kRowsA, int kColumnsA, int kRows, int kColumns>
   __device__ __forceinline__ static void multiply_transposed(float (&d)[kCount], const Tile<kRowsA, kColumnsA>& a,
-                                                             int a_column, const Tile<kRows, kColumns>& b, int b_column) {
+                                                             int a_column, const Tile<kRows, kColumns>& b,
+                                                             int b_column) {
     const auto lane = static_cast<int>(opaque(threadIdx.x % 32));
 #pragma unroll
     for (int k = 0; k < kDepth; k += 16) {
@@ -306,9 +309,7 @@ class Sm80 {
 
  private:
   // Of the group.
-  __device__ __forceinline__ static int warp() {
-    return static_cast<int>(threadIdx.x - kProducers) / 32 % 4;
-  }
+  __device__ __forceinline__ static int warp() { return static_cast<int>(threadIdx.x - kProducers) / 32 % 4; }
 
   template <int kWidth, int kCount>
   __device__ __forceinline__ static void clear_unless(float (&d)[kCount], bool accumulate) {
@@ -338,8 +339,8 @@ class Sm80 {
     multiply_eight<S>(&d[n / 2 + 4], left, right[2], right[3]);
   }
 
-  // Four 8 x 8 matrices: lanes 8 i to 8 i + 7 give the addresses of the rows of matrix i. A thread gets elements 2 t and
-  // 2 t + 1 of row r of each; kTransposed: of column r.
+  // Four 8 x 8 matrices: lanes 8 i to 8 i + 7 give the addresses of the rows of matrix i. A thread gets elements 2 t
+  // and 2 t + 1 of row r of each; kTransposed: of column r.
   template <bool kTransposed>
   __device__ __forceinline__ static void load(std::uint32_t (&matrices)[4], std::uint32_t address) {
 #if defined(__CUDACC__)
@@ -366,8 +367,8 @@ class Sm80 {
     for (unsigned i = 0; i < 4; ++i) {
       const unsigned r = lane / 4;
       const unsigned t = 2 * (lane % 4);
-      matrices[i] = kTransposed ? at(8 * i + t, r) | at(8 * i + t + 1, r) << 16
-                                : at(8 * i + r, t) | at(8 * i + r, t + 1) << 16;
+      matrices[i] =
+          kTransposed ? at(8 * i + t, r) | at(8 * i + t + 1, r) << 16 : at(8 * i + r, t) | at(8 * i + r, t + 1) << 16;
     }
 #endif
   }
@@ -378,13 +379,15 @@ class Sm80 {
 #if defined(__CUDACC__)
     if constexpr (std::is_same_v<S, Float16>) {
       asm volatile(
-          "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+          "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, "
+          "%2, "
           "%3};"
           : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
           : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
     } else {
       asm volatile(
-          "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+          "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, "
+          "%2, "
           "%3};"
           : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
           : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));

@@ -1,4 +1,5 @@
-// From the products of queries and keys to scores in base 2, in the tensor cores' registers: scale, soft cap, ALiBi, masks.
+// From the products of queries and keys to scores in base 2, in the tensor cores' registers: scale, soft cap, ALiBi,
+// masks.
 #pragma once
 
 #include <cmath>
@@ -21,7 +22,8 @@ __device__ __forceinline__ constexpr int element_of(int block, int row, int key)
   return 4 * (4 * block + key / 2) + 2 * row + key % 2;
 }
 
-// The first row of its group's 64 that a thread holds; the other one is 8 below. kProducers: threads before the groups'.
+// The first row of its group's 64 that a thread holds; the other one is 8 below. kProducers: threads before the
+// groups'.
 template <int kProducers>
 __device__ __forceinline__ int row_of_thread() {
   return static_cast<int>((threadIdx.x - kProducers) / 32 % 4 * 16 + threadIdx.x % 32 / 4);
@@ -60,22 +62,23 @@ class MaskRows {
   // Whether vectors may be read of all keys from `first` to `end`.
   __device__ __forceinline__ bool vectors(int end) const { return vectors_ && end <= keys_; }
 
-  // Bit i: whether key + i may be attended to. kVectors: as vectors() says of a range with these keys.
-  template <bool kVectors>
-  __device__ __forceinline__ std::uint32_t allowed(int row, int key) const {
+  // Calls exclude(i) for each key + i of eight that may not be attended to. kVectors: as vectors() says of a range with
+  // these keys.
+  template <bool kVectors, class Exclude>
+  __device__ __forceinline__ void for_each_excluded(int row, int key, const Exclude& exclude) const {
     const auto* bytes = reinterpret_cast<const std::uint8_t*>(rows_[row]);
-    std::uint32_t bits = 0;
     if constexpr (kVectors) {
       const uint2 words = *reinterpret_cast<const uint2*>(bytes + key);
 #pragma unroll
-      for (int i = 0; i < 8; ++i) bits |= ((i < 4 ? words.x : words.y) >> (8 * (i % 4)) & 0xffu) != 0 ? 1u << i : 0u;
+      for (int i = 0; i < 8; ++i) {
+        if (((i < 4 ? words.x : words.y) & (0xffu << (8 * (i % 4)))) == 0) exclude(i);
+      }
     } else {
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
-        if (key + i < keys_ && bytes[(key + i) * job_.mask.column] != 0) bits |= 1u << i;
+        if (key + i >= keys_ || bytes[(key + i) * job_.mask.column] == 0) exclude(i);
       }
     }
-    return bits;
   }
 
   // S: the dtype of the queries. M: that of the mask, S or float.
@@ -151,7 +154,8 @@ class Scores {
     if constexpr (kMask == Mask::any) {
       for_each_group<kKeys>(first, [&](int block, int r, int key) { apply_terms(score, block, r, key, slope); });
     }
-    if (kMask == Mask::additive || (kMask == Mask::any && mask_.exists() && !mask_.boolean())) add_values<kKeys>(score, first);
+    if (kMask == Mask::additive || (kMask == Mask::any && mask_.exists() && !mask_.boolean()))
+      add_values<kKeys>(score, first);
     if (kMask == Mask::boolean || (kMask == Mask::any && mask_.exists() && mask_.boolean())) {
       mask_.vectors(first + kKeys) ? exclude<kKeys, true>(score, first) : exclude<kKeys, false>(score, first);
     }
@@ -202,11 +206,7 @@ class Scores {
   template <int kKeys, bool kVectors>
   __device__ __forceinline__ void exclude(float (&score)[kKeys / 2], int first) const {
     for_each_group<kKeys>(first, [&](int block, int r, int key) {
-      const std::uint32_t allowed = mask_.template allowed<kVectors>(r, key);
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        if ((allowed >> i & 1u) == 0) score[element_of(block, r, i)] = -INFINITY;
-      }
+      mask_.template for_each_excluded<kVectors>(r, key, [&](int i) { score[element_of(block, r, i)] = -INFINITY; });
     });
   }
 

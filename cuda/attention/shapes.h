@@ -1,5 +1,5 @@
-// How large the tiles are, by machine and head dim: the one table of compiled shapes. kDepth is the head dim (query, key
-// and value alike) up to which a shape serves; narrower ones are filled up with zeros.
+// How large the tiles are, by machine and head dim: the one table of compiled shapes. kDepth is the head dim (query,
+// key and value alike) up to which a shape serves; narrower ones are filled up with zeros.
 //
 // Shared memory of a block is at most 227 KB on Sm90. Sm80's stay within 99 KB, which all of its devices have.
 #pragma once
@@ -17,10 +17,11 @@ struct ForwardShapeOf {
   static constexpr int kReporters = Machine::kReporters;
   static constexpr int kDepth = kDepth_;
   static constexpr int kProducers = kProducers_;  // threads
-  static constexpr int kCopiers = kProducers == 128 ? 64 : kProducers;  // of them, that copy a tile of keys or of values
-  static constexpr int kGroups = kGroups_;        // of 128 threads and 64 queries
-  static constexpr int kKeys = kKeys_;            // of a tile
-  static constexpr int kStages = kStages_;        // tiles of keys and values in shared memory
+  static constexpr int kCopiers =
+      kProducers == 128 ? 64 : kProducers;  // of them, that copy a tile of keys or of values
+  static constexpr int kGroups = kGroups_;  // of 128 threads and 64 queries
+  static constexpr int kKeys = kKeys_;      // of a tile
+  static constexpr int kStages = kStages_;  // tiles of keys and values in shared memory
   static constexpr int kProducerRegisters = kProducerRegisters_;
   static constexpr int kGroupRegisters = kGroupRegisters_;
   static constexpr int kQueries = kGroups * kGroupRows;
@@ -47,7 +48,8 @@ template <class Machine, int kDepth_, int kColumns_, int kProducers_, int kGroup
 struct BackwardShapeOf {
   static constexpr int kReporters = Machine::kReporters;
   static constexpr int kDepth = kDepth_;
-  static constexpr int kColumns = kColumns_;  // of the gradients, computed by one block; kDepth / kColumns blocks share keys
+  static constexpr int kColumns =
+      kColumns_;  // of the gradients, computed by one block; kDepth / kColumns blocks share keys
   static constexpr int kProducers = kProducers_;
   static constexpr int kCopiers = kProducers == 128 ? 64 : kProducers;
   static constexpr int kGroups = kGroups_;

@@ -1,5 +1,5 @@
-// From the tensor cores' accumulators to rows in global memory, by way of shared memory: there a thread finds neighbouring
-// columns, which it writes at once.
+// From the tensor cores' accumulators to rows in global memory, by way of shared memory: there a thread finds
+// neighbouring columns, which it writes at once.
 #pragma once
 
 #include <cstdint>
@@ -18,11 +18,12 @@ struct RowsInMemory {
   int columns;         // that exist
 };
 
-// `factor` times the group's 64 rows of kWidth columns, from column `first_column` on. stage: memory of the group alone.
-// thread: of the group. barrier: the group's. kPermuted: rows are keys, in the order of key_at.
+// `factor` times the group's 64 rows of kWidth columns, from column `first_column` on. stage: memory of the group
+// alone. thread: of the group. barrier: the group's. kPermuted: rows are keys, in the order of key_at.
 template <class S, bool kPermuted, int kCount>
 __device__ __forceinline__ void store_rows(const RowsInMemory& to, int first_column, const float (&sum)[kCount],
-                                           const float (&factor)[2], const Tile<64, 64>& stage, int thread, int barrier) {
+                                           const float (&factor)[2], const Tile<64, 64>& stage, int thread,
+                                           int barrier) {
   const auto own_row = static_cast<int>(opaque(static_cast<std::uint32_t>(thread / 32 * 16 + thread % 32 / 4)));
   constexpr int kPartColumns = kCount < 32 ? 2 * kCount : 64;
   constexpr int kChunks = kPartColumns / 8;
@@ -35,7 +36,8 @@ __device__ __forceinline__ void store_rows(const RowsInMemory& to, int first_col
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         const int i = kPartColumns / 2 * part + 4 * j + 2 * r;
-        store_shared((own ^ static_cast<std::uint32_t>(j << 4)) + 1024 * r, packed<S>(sum[i] * factor[r], sum[i + 1] * factor[r]));
+        store_shared((own ^ static_cast<std::uint32_t>(j << 4)) + 1024 * r,
+                     packed<S>(sum[i] * factor[r], sum[i + 1] * factor[r]));
       }
     }
     wait_for_each_other(barrier, 128);

@@ -1,5 +1,5 @@
-// Attention on tensor cores, of float16 and bfloat16. The functions are compiled once for each machine (Sm80, Sm90), dtype
-// and depth (shapes.h); a head dim takes the next depth.
+// Attention on tensor cores, of float16 and bfloat16. The functions are compiled once for each machine (Sm80, Sm90),
+// dtype and depth (shapes.h); a head dim takes the next depth.
 #pragma once
 
 #include "cuda/attention/arguments.h"

@@ -8,9 +8,9 @@
 
 namespace fusestep::cuda {
 
-// Keys do not lie in order. In the tensor cores' results a thread owns columns 2 t and 2 t + 1 of each eight, t = 0 to 3.
-// So if position 8 j + 2 t + c of 32 holds key 8 t + 2 j + c, a thread owns eight keys in a row: those that share a
-// Philox call, and 16 bytes of an additive mask. The products do not notice: keys and values are permuted alike.
+// Keys do not lie in order. In the tensor cores' results a thread owns columns 2 t and 2 t + 1 of each eight, t = 0
+// to 3. So if position 8 j + 2 t + c of 32 holds key 8 t + 2 j + c, a thread owns eight keys in a row: those that share
+// a Philox call, and 16 bytes of an additive mask. The products do not notice: keys and values are permuted alike.
 inline constexpr int kKeyGroup = 8;
 inline constexpr int kPermutedKeys = 32;
 
@@ -32,11 +32,12 @@ struct Tile {
 
   std::uint32_t address;
 
-  // Of elements 8 * chunk and on of a row. `more`: a number to be exchanged with chunk's bits (0 or 1 with an even chunk),
-  // for those who know chunk when they are compiled.
+  // Of elements 8 * chunk and on of a row. `more`: a number to be exchanged with chunk's bits (0 or 1 with an even
+  // chunk), for those who know chunk when they are compiled.
   __device__ __forceinline__ std::uint32_t chunk(int row, int chunk, int more = 0) const {
     const auto in_panel = static_cast<std::uint32_t>(row * 128 + (((row & 7) ^ more) << 4));
-    return address + static_cast<std::uint32_t>(chunk / 8 * kPanelBytes) + (in_panel ^ static_cast<std::uint32_t>(chunk % 8 << 4));
+    return address + static_cast<std::uint32_t>(chunk / 8 * kPanelBytes) +
+           (in_panel ^ static_cast<std::uint32_t>(chunk % 8 << 4));
   }
 };
 

@@ -1,15 +1,17 @@
-// In which order the blocks of the backward pass add to the gradient of the queries: fixed by positions alone, so that the
-// bits are the same in every run.
+// In which order the blocks of the backward pass add to the gradient of the queries: fixed by positions alone, so that
+// the bits are the same in every run.
 //
-// A block holds a tile of keys and visits the tiles of queries that attend to any of them. In what way it begins decides
-// how long others wait for it:
+// A block holds a tile of keys and visits the tiles of queries that attend to any of them. In what way it begins
+// decides how long others wait for it:
 //
-//   rotating   Every tile of queries attends to every tile of keys. Key tile j of n begins at query tile j * m / n of m and
-//              goes around, so all blocks add to different tiles at any moment and nobody waits. They wait for each other
-//              in a circle, so all n have to be on the device at the same time.
-//   in order   Otherwise, key tile j begins with its first query tile and goes on to its last. For tiles that both visit,
-//              j comes after j + 1, which under a causal mask begins later in the sequence and so comes by first. Blocks
-//              with larger j start earlier (tickets), so a block waits for blocks that already run.
+//   rotating   Every tile of queries attends to every tile of keys. Key tile j of n begins at query tile j * m / n of m
+//   and
+//              goes around, so all blocks add to different tiles at any moment and nobody waits. They wait for each
+//              other in a circle, so all n have to be on the device at the same time.
+//   in order   Otherwise, key tile j begins with its first query tile and goes on to its last. For tiles that both
+//   visit,
+//              j comes after j + 1, which under a causal mask begins later in the sequence and so comes by first.
+//              Blocks with larger j start earlier (tickets), so a block waits for blocks that already run.
 #pragma once
 
 #include "cuda/attention/arguments.h"
@@ -61,8 +63,8 @@ class Turns {
   __device__ __forceinline__ int before(int j, int i) const {
     if (!rotates_) return keys_of(i).end - 1 - j;
     // The last key tile that begins at or before i is first, then those before it, then around from the last one.
-    const auto first = static_cast<int>(
-        ((static_cast<std::int64_t>(i) + 1) * key_tiles_ + query_tiles_ - 1) / query_tiles_ - 1);
+    const auto first =
+        static_cast<int>(((static_cast<std::int64_t>(i) + 1) * key_tiles_ + query_tiles_ - 1) / query_tiles_ - 1);
     return j <= first ? first - j : first - j + key_tiles_;
   }
 

@@ -17,7 +17,8 @@ void with_variant(const AttentionJob& job, const Run& run) {
   const Mask mask = mask_of(job);
   const bool drops = job.dropout.drops();
   if constexpr (kDepth <= 128) {
-    if (mask == Mask::none) return drops ? run.template operator()<Mask::none, true>() : run.template operator()<Mask::none, false>();
+    if (mask == Mask::none)
+      return drops ? run.template operator()<Mask::none, true>() : run.template operator()<Mask::none, false>();
     if (mask == Mask::boolean) {
       return drops ? run.template operator()<Mask::boolean, true>() : run.template operator()<Mask::boolean, false>();
     }

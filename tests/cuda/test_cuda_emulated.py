@@ -1,7 +1,8 @@
 """The CUDA kernels without a GPU: the tests of the CPU's kernels once more, on the kernels of cuda/ under emulation.
 
 The same declared cases against the same references: optimizers and norms bit for bit, dropout's masks bit for bit,
-the masked softmax within the same derived tolerances. What is left out is about the CPU's attention, or is told below.
+the masked softmax and attention within the same derived tolerances. 16-bit attention runs on both of its paths: that of
+compute capability 8.0 and later, and that of 9.0 alone.
 """
 
 from __future__ import annotations
@@ -21,10 +22,16 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def run(*arguments):
+# Attention's tests that are quick enough under emulation, and say most: every feature in every dtype, rows with nothing
+# left, grouped heads, nothing to attend to, masks of another dtype, the accuracy of 16 bits.
+ATTENTION = "(every_feature and not several) or rows_with or grouped or nothing or masks_of or low_precision or version"
+ONLY_16_BIT = f"({ATTENTION}) and (float16 or bfloat16) and not float64"
+
+
+def run(*arguments, **more_environment):
     # In front of what is there: make gpu names its own installation so.
     paths = [str(ROOT / "tests/support"), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **more_environment}
     return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
@@ -34,8 +41,8 @@ def run(*arguments):
         ["tests/ops/test_ops_optim.py"],
         ["tests/ops/test_ops_16bit.py"],
         ["tests/ops/test_norm_clip.py", "-m", "not slow"],
-        # Attention has no CUDA kernels yet, and is refused.
         pytest.param(["tests/ops/test_masked_softmax.py", "-k", "not attention"], marks=pytest.mark.slow),
+        pytest.param(["tests/ops/test_attention_ops.py", "-k", ATTENTION], marks=pytest.mark.slow),
         ["tests/cuda/emulated_cases.py"],
     ],
     ids=lambda arguments: arguments[0],
@@ -43,6 +50,17 @@ def run(*arguments):
 def test_the_tests_of_the_cpu(arguments):
     file, *more = arguments
     result = run("-m", "pytest", "-q", "-p", "emulated_cuda", "-p", "no:cacheprovider", file, *more)
+    assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_attention_on_hopper():
+    """The path of compute capability 9.0: wgmma, and its own tiles."""
+    result = run(
+        *("-m", "pytest", "-q", "-p", "emulated_cuda", "-p", "no:cacheprovider"),
+        *("tests/ops/test_attention_ops.py", "-k", ONLY_16_BIT),
+        FUSESTEP_CUDA_ATTENTION="sm_90a",
+    )
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
 
 

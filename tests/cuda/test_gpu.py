@@ -29,7 +29,9 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("name", ["test_ops_optim", "test_ops_16bit", "test_norm_clip", "test_masked_softmax"])
+@pytest.mark.parametrize(
+    "name", ["test_ops_optim", "test_ops_16bit", "test_norm_clip", "test_masked_softmax", "test_attention_ops"]
+)
 def test_the_tests_of_the_cpu(name):
     # In front of what is there: make gpu names its own installation so.
     paths = [str(ROOT / "tests/support"), *filter(None, [os.environ.get("PYTHONPATH")])]

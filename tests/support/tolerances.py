@@ -162,8 +162,8 @@ LEAST_STORED = {"float32": 0.0, "float64": 0.0, "float16": 2.0**-25, "bfloat16":
 FLUSHED = {"float64": 2.0**-1022}  # exponentials below are 0
 
 
-# Whether weights, and the gradients of scores, are rounded to the dtype of the query before they are multiplied, as tensor
-# cores need it. The plugins that run the tests on kernels of cuda/ set it.
+# Whether weights, and the gradients of scores, are rounded to the dtype of the query before they are multiplied, as
+# tensor cores need it. The plugins that run the tests on kernels of cuda/ set it.
 WEIGHTS_ARE_STORED = False
 
 

@@ -21,8 +21,8 @@ void let_others_run();
 inline constexpr int kMostWaits = 1'000'000;
 [[noreturn]] void fail(const char* why);
 
-// A barrier in 64 bits of shared memory (cuda/attention/hardware.h): how many arrivals end a phase, how many are still to
-// come, the number of the phase modulo 2.
+// A barrier in 64 bits of shared memory (cuda/attention/hardware.h): how many arrivals end a phase, how many are still
+// to come, the number of the phase modulo 2.
 void make_barrier(std::uint64_t& state, unsigned arrivals);
 void arrive(std::uint64_t& state);
 unsigned phase(std::uint64_t state);
