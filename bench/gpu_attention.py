@@ -81,9 +81,8 @@ def median_ms(function: Callable[[], Any], repeats: int = 9) -> float:
 def measure(name: str, ours: dict[str, Any], theirs: dict[str, Any], p: float, tensors: list[torch.Tensor]) -> Row:
     query, key, value, grad = tensors
     batch, heads, length, dim = query.shape
-    options = (
-        ours.get("mask"), ours.get("causal", False), None, ours.get("key_lengths"), None, p, 7, 0, None, None, None, None,
-    )  # fmt: skip
+    masks = (ours.get("mask"), ours.get("causal", False), None, ours.get("key_lengths"))
+    options = (*masks, None, p, 7, 0, None, None, None, None)
     out, lse = torch.empty_like(query), torch.empty(batch, heads, length, device="cuda")
     grads = [torch.empty_like(query) for _ in range(3)]
     forward = median_ms(lambda: _core.attention_forward("attention", query, key, value, out, lse, options))

@@ -47,6 +47,16 @@ std::vector<std::string> architectures() {
   return names;
 }
 
+std::vector<std::string> attention_paths() {
+  std::vector<std::string> paths;
+  bool hopper = false;
+  bool others = false;
+  for (const std::string& name : architectures()) (name.find('a') == 2 ? hopper : others) = true;  // as in "90a-real"
+  if (hopper) paths.emplace_back("sm_90a: wgmma");
+  if (others) paths.emplace_back("sm_80 and later: mma.sync");
+  return paths;
+}
+
 std::vector<std::string> devices() {
   std::vector<std::string> names;
   int count = 0;

@@ -61,10 +61,13 @@ def steps(python: str, place: Path, emulated: bool) -> list[Step]:
         Step("figures", figures, 120),
         Step("smoke", smoke, 60),
     ]
+    if not emulated:
+        attention = [python, "bench/gpu_attention.py", str(place / "attention.json"), "--seconds", "60"]
+        listed.append(Step("attention", attention, 100))
     sanitizer = shutil.which("compute-sanitizer")
     listed += [
         Step(tool, [sanitizer, "--tool", tool, "--error-exitcode", "1", *smoke], 90)
-        for tool in (("memcheck", "racecheck", "initcheck") if sanitizer else ())
+        for tool in (("memcheck", "racecheck", "synccheck", "initcheck") if sanitizer else ())
     ]
     # Emulation is built in the development environment already (FUSESTEP_EMULATE_CUDA=ON).
     return listed[1:] if emulated else listed
@@ -108,13 +111,15 @@ def main() -> int:
         todo = steps(python, place, options.emulated)
         with log_file.open("w") as log:
             for step in todo:
-                keeps_cache = step.name in ("figures", "kernels")
+                keeps_cache = step.name in ("figures", "kernels", "attention")
                 run(step, {**environment, "PYTORCH_NO_CUDA_MEMORY_CACHING": ""} if keeps_cache else environment, log)
                 print(f"{step.name:16} {step.seconds:6.1f} s  {step.outcome}", flush=True)
         figures_file = place / "figures.json"
         figures = json.loads(figures_file.read_text()) if figures_file.exists() else {}
         name = figures.get("device", "unknown-device").lower().replace(" ", "-")
-        report = {"steps": [asdict(step) for step in todo], "figures": figures}
+        attention_file = place / "attention.json"
+        attention = json.loads(attention_file.read_text()) if attention_file.exists() else {}
+        report = {"steps": [asdict(step) for step in todo], "figures": figures, "attention": attention}
         for step in report["steps"]:
             step.pop("command")  # its paths are this machine's
         (options.out / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")

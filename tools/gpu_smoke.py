@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from typing import Any
 
 import torch
 
@@ -47,13 +49,40 @@ def dropout_and_softmax(device: str) -> None:
             ops.masked_softmax_backward(out, scores, lse, **options, grad_mask=True)
 
 
+def attention(device: str) -> None:
+    """Both paths of 16 bits and the one of float, each with every kind of mask, forward and backward."""
+    from fusestep import ops
+
+    lengths = torch.tensor([90, 40], dtype=torch.int32, device=device)
+    kinds: tuple[dict[str, Any], ...] = (
+        {},
+        {"causal": True, "key_lengths": lengths},
+        {"mask": torch.rand(2, 1, 70, 150, device=device) > 0.4},
+        {"mask": torch.randn(1, 2, 70, 150, device=device)},
+        {"softcap": 2.0, "alibi_slopes": torch.rand(2, device=device), "window": (20, 30)},
+    )
+    for path, dtype in (("sm_80", torch.float16), ("sm_90a", torch.bfloat16), ("", torch.float32)):
+        if path == "sm_90a" and device == "cuda" and torch.cuda.get_device_capability() != (9, 0):
+            continue
+        os.environ["FUSESTEP_CUDA_ATTENTION"] = path
+        for dim in (64, 100):
+            query, grad = (torch.randn(2, 2, 70, dim, device=device).to(dtype) for _ in range(2))
+            key, value = (torch.randn(2, 1, 150, dim, device=device).to(dtype) for _ in range(2))
+            for kind in kinds:
+                for dropout in ({}, {"dropout_p": 0.1, "seed": 3}):
+                    options = {**kind, **dropout}
+                    additive = "mask" in kind and kind["mask"].dtype != torch.bool
+                    out, lse = ops.attention(query, key, value, **options)
+                    ops.attention_backward(grad, query, key, value, out, lse, **options, grad_mask=additive)
+
+
 def main() -> None:
     emulated = sys.argv[1:] == ["--emulated"]
     if emulated:
         import emulated_cuda  # tests/support
 
         emulated_cuda.install()
-    for case in (optimizers, norms, dropout_and_softmax):
+    for case in (optimizers, norms, dropout_and_softmax, attention):
         case("cpu" if emulated else "cuda")
         print(f"gpu_smoke: {case.__name__}", flush=True)
     if not emulated:

@@ -97,14 +97,14 @@ const Backend& backend_for(Device device, const Argument& argument) {
   return device.type == kDeviceCpu ? kCpuBackend : cuda::backend_for(device, argument);
 }
 
-CudaInfo cuda_info() { return {cuda::architectures(), cuda::devices()}; }
+CudaInfo cuda_info() { return {cuda::architectures(), cuda::devices(), cuda::attention_paths()}; }
 
 #elif defined(FUSESTEP_EMULATES_CUDA)
 
 // The tests' module (tests/cuda): memory is the CPU's, kernels are those of cuda/.
 const Backend& backend_for(Device device, const Argument& argument) { return cuda::backend_for(device, argument); }
 
-CudaInfo cuda_info() { return {cuda::architectures(), cuda::devices()}; }
+CudaInfo cuda_info() { return {cuda::architectures(), cuda::devices(), cuda::attention_paths()}; }
 
 #else
 

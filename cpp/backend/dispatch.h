@@ -23,6 +23,7 @@ const char* simd_level();
 struct CudaInfo {
   std::vector<std::string> architectures;
   std::vector<std::string> devices;
+  std::vector<std::string> attention;
 };
 CudaInfo cuda_info();
 

@@ -35,6 +35,7 @@ void bind_runtime(py::module_& m) {
     const CudaInfo cuda = cuda_info();
     info["cuda_architectures"] = cuda.architectures;
     info["cuda_devices"] = cuda.devices;
+    info["cuda_attention"] = cuda.attention;
     return info;
   });
 }

@@ -13,11 +13,24 @@
 #include "cuda/launch.h"
 #include "cuda/memory.h"
 #include "cuda/values.h"
+#include "tensors/check.h"
 
 namespace fusestep::cuda {
 namespace {
 
 enum class Path { plain, sm80, sm90 };
+
+// Kernels count the rows of a sequence in 32 bits, a tile beyond the last one included.
+void check_lengths(const AttentionJob& job) {
+  constexpr std::int64_t kMost = INT32_MAX - 256;
+  const auto check_rows = [](const char* argument, std::int64_t rows) {
+    if (rows > kMost) {
+      refuse_value({"attention", argument}, "at most " + std::to_string(kMost) + " rows on CUDA", std::to_string(rows));
+    }
+  };
+  check_rows("query", job.layout.queries);
+  check_rows("key", job.layout.keys);
+}
 
 // FUSESTEP_CUDA_ATTENTION asks for another path than the device's own: to compare them.
 Path path_of(DType dtype) {
@@ -32,7 +45,7 @@ Path path_of(DType dtype) {
   if (name == "plain") return Path::plain;
   if (name == "sm_80") return Path::sm80;
   if (name == "sm_90a") return Path::sm90;
-  throw std::invalid_argument("FUSESTEP_CUDA_ATTENTION: expected plain, sm_80 or sm_90a, got " + name + ".");
+  refuse_value({"attention", "FUSESTEP_CUDA_ATTENTION"}, "plain, sm_80 or sm_90a", name);
 }
 
 // Pieces of the session's scratch memory: asked for one by one, then allocated together.
@@ -151,6 +164,7 @@ void count_packed_tiles(Session& session, AttentionArguments& arguments, std::in
 
 void run_attention_forward(const AttentionJob& job, const Stream& stream) {
   if (job.heads == 0 || job.layout.queries == 0 || job.layout.count() == 0) return;
+  check_lengths(job);
   Session session(stream);
   AttentionArguments arguments{};
   arguments.job = job;
@@ -342,6 +356,7 @@ class BackwardRun {
 }  // namespace
 
 void run_attention_backward(const AttentionJob& job, const AttentionGrads& grads, const Stream& stream) {
+  check_lengths(job);
   Session session(stream);
   BackwardRun run(session, job, grads);
   const bool any =

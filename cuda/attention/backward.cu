@@ -8,10 +8,12 @@ namespace fusestep::cuda {
 template <class Machine, class S, int kDepth>
 void run_backward(Session& session, const AttentionArguments& arguments) {
   using Shape = BackwardShape<Machine, kDepth>;
+  constexpr std::size_t kBytes = sizeof(BackwardMemory<Shape>) + 1024;  // see dynamic_shared_memory()
+  static_assert(kBytes <= Machine::kSharedBytes);
   with_variant<kDepth>(arguments.job, [&]<Mask kMask, bool kDrops>() {
     launch("attention_backward", attention_backward<Machine, S, Shape, kMask, kDrops>,
            arguments.key_tiles.bound * arguments.job.kv_heads * Shape::kParts, Shape::kThreads, session.stream(),
-           arguments, sizeof(BackwardMemory<Shape>) + 1024);
+           arguments, kBytes);
   });
 }
 

@@ -80,6 +80,7 @@ const float (&gathered(const std::uint32_t* a))[16][16] {
 
 class Sm90 {
  public:
+  static constexpr std::size_t kSharedBytes = 227 * 1024;  // of a block, at most
   // Threads that say, for a group, that it is done with a tile: one for all, since wgmma ends for all at once.
   static constexpr int kReporters = 1;
 
@@ -234,6 +235,7 @@ class Sm90 {
 
 class Sm80 {
  public:
+  static constexpr std::size_t kSharedBytes = 99 * 1024;
   static constexpr int kReporters = 4;  // one a warp
   static constexpr int kProducers = 32;
 

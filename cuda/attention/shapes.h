@@ -2,6 +2,7 @@
 // key and value alike) up to which a shape serves; narrower ones are filled up with zeros.
 //
 // Shared memory of a block is at most 227 KB on Sm90. Sm80's stay within 99 KB, which all of its devices have.
+// Registers of all threads together are at most what the launch gives them: 168 for each of 384 threads.
 #pragma once
 
 #include "cuda/attention/products.h"
@@ -74,7 +75,7 @@ struct BackwardShape<Sm90, 128> : BackwardShapeOf<Sm90, 128, 128, 128, 2, 2, 2, 
 template <>
 struct BackwardShape<Sm90, 256> : BackwardShapeOf<Sm90, 256, 128, 128, 2, 1, 1, 40, 232> {};
 template <>
-struct BackwardShape<Sm80, 64> : BackwardShapeOf<Sm80, 64, 64, 32, 2, 2, 1, 0, 0> {};
+struct BackwardShape<Sm80, 64> : BackwardShapeOf<Sm80, 64, 64, 32, 1, 2, 1, 0, 0> {};
 template <>
 struct BackwardShape<Sm80, 128> : BackwardShapeOf<Sm80, 128, 128, 32, 1, 1, 1, 0, 0> {};
 

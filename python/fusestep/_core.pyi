@@ -11,6 +11,7 @@ class _Info(TypedDict):
     thread_source: str
     cuda_architectures: list[str]
     cuda_devices: list[str]
+    cuda_attention: list[str]
 
 class _Optimizer(TypedDict):
     states: list[str]

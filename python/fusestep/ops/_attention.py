@@ -43,8 +43,8 @@ def attention(
             of float32), of any shape that broadcasts to (batch, heads, queries, keys); it is not expanded.
         causal: True or "top_left": query i sees the keys up to i. "bottom_right": the last query sees all keys.
         window: (left, right): a query sees so many keys back and ahead of the causal diagonal; None or -1: no limit.
-        key_lengths: (batch,) of int32 or int64: how many keys exist. In CPU memory, or on the CUDA device of query: then
-            the host does not wait to check them, and they are limited to the keys that there are.
+        key_lengths: (batch,) of int32 or int64: how many keys exist. In CPU memory, or on the CUDA device of query: the
+            host does not wait to check them then, and they are limited to the keys that there are.
         alibi_slopes: (heads,) or (batch, heads), float32 or float64: the score falls by slope * distance to the causal
             diagonal.
         softcap: the score becomes softcap * tanh(score / softcap), before the mask is added.
