@@ -118,7 +118,7 @@ struct BackwardMemory {
     for (int stage = 0; stage < Shape::kStages; ++stage) {
       make_barrier(query_full[stage], 2 * Shape::kCopiers);  // queries, and what is known of them
       make_barrier(grad_out_full[stage], Shape::kCopiers);
-      make_barrier(empty[stage], Shape::kGroups * Shape::kReporters);
+      make_barrier(empty[stage], kGroupThreads / 32 * Shape::kGroups);  // a warp each
     }
   }
 };
@@ -368,7 +368,9 @@ class BackwardGroup {
     add_to_queries(step, grad_query);
     // With one tile of gradients of scores, no group may write the next ones before all have read these.
     if constexpr (Shape::kScoreTiles == 1) wait_for_each_other(kAllGroups, kAllThreads);
-    if ((threadIdx.x - Shape::kProducers) % (kGroupThreads / Shape::kReporters) == 0) arrive(memory_.empty[stage]);
+    // By each warp, and when all its threads are done: besides the tiles they have read what is known of the step.
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) arrive(memory_.empty[stage]);
   }
 
   // Writes this thread's part of 64 x 64 numbers to the group's columns of a tile.

@@ -122,6 +122,9 @@ class Sm90 {
   __device__ __forceinline__ static void wait(float (&d)[kCount]) {
 #if defined(__CUDACC__)
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
+#else
+    // A product ends for all threads of a group at once.
+    emulation::named_barrier(8 + threadIdx.x / kGroupThreads, kGroupThreads);
 #endif
     hold(d);
   }

@@ -44,10 +44,9 @@ template <>
 struct ForwardShape<Sm80, 256> : ForwardShapeOf<Sm80, 256, 32, 1, 32, 2, 0, 0> {};
 
 // Keys stay, 64 of them for each group; tiles of 64 queries stream.
-template <class Machine, int kDepth_, int kColumns_, int kProducers_, int kGroups_, int kStages_, int kScoreTiles_,
+template <int kDepth_, int kColumns_, int kProducers_, int kGroups_, int kStages_, int kScoreTiles_,
           int kProducerRegisters_, int kGroupRegisters_>
 struct BackwardShapeOf {
-  static constexpr int kReporters = Machine::kReporters;
   static constexpr int kDepth = kDepth_;
   static constexpr int kColumns =
       kColumns_;  // of the gradients, computed by one block; kDepth / kColumns blocks share keys
@@ -69,14 +68,14 @@ struct BackwardShape;
 
 //                                                        depth columns producers groups stages score tiles registers
 template <>
-struct BackwardShape<Sm90, 64> : BackwardShapeOf<Sm90, 64, 64, 128, 2, 2, 2, 40, 232> {};
+struct BackwardShape<Sm90, 64> : BackwardShapeOf<64, 64, 128, 2, 2, 2, 40, 232> {};
 template <>
-struct BackwardShape<Sm90, 128> : BackwardShapeOf<Sm90, 128, 128, 128, 2, 2, 2, 40, 232> {};
+struct BackwardShape<Sm90, 128> : BackwardShapeOf<128, 128, 128, 2, 2, 2, 40, 232> {};
 template <>
-struct BackwardShape<Sm90, 256> : BackwardShapeOf<Sm90, 256, 128, 128, 2, 1, 1, 40, 232> {};
+struct BackwardShape<Sm90, 256> : BackwardShapeOf<256, 128, 128, 2, 1, 1, 40, 232> {};
 template <>
-struct BackwardShape<Sm80, 64> : BackwardShapeOf<Sm80, 64, 64, 32, 1, 2, 1, 0, 0> {};
+struct BackwardShape<Sm80, 64> : BackwardShapeOf<64, 64, 32, 1, 2, 1, 0, 0> {};
 template <>
-struct BackwardShape<Sm80, 128> : BackwardShapeOf<Sm80, 128, 128, 32, 1, 1, 1, 0, 0> {};
+struct BackwardShape<Sm80, 128> : BackwardShapeOf<128, 128, 32, 1, 1, 1, 0, 0> {};
 
 }  // namespace fusestep::cuda

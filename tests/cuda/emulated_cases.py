@@ -1,10 +1,15 @@
-"""What only the CUDA backend has, under emulation: deferred ("capturable") steps. test_cuda_emulated.py runs it."""
+"""What only the CUDA backend has, under emulation: deferred ("capturable") steps, attention's several paths.
+
+test_cuda_emulated.py runs it.
+"""
 
 from __future__ import annotations
 
 import itertools
 import math
 
+import attention_cases
+import attention_runs
 import cases
 import emulated_cuda
 import fusestep.optim
@@ -214,3 +219,41 @@ def test_the_memory_of_a_graph_goes_with_it():
             emulation.emulation_end_capture_and_destroy_graph()
         optimizer.step()
         assert emulation.emulation_live_allocations() == before
+
+
+# --- attention -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("path", ["sm_80", "sm_90a", "plain"])
+def test_keys_beyond_the_length_are_not_looked_at_in_16_bits(path, monkeypatch):
+    """Their products with weights of 0 would be NaN: the tiles must not hold them."""
+    monkeypatch.setenv("FUSESTEP_CUDA_ATTENTION", path)
+    problem = attention_runs.drawn(attention_cases.Shape(2, 2, 1, 70, 140, 16, 16), {"dropout_p": 0.2})
+    clean = problem.rounded("bfloat16")
+    clean.options["key_lengths"] = np.array([75, 129])
+    dirty = clean.map(np.copy)
+    for array, batch in itertools.product((dirty.key, dirty.value), range(2)):
+        array[batch, :, clean.options["key_lengths"][batch] :] = math.nan
+    results = [attention_runs.arrays(one, "bfloat16").all() for one in (dirty, clean)]
+    for got, want in zip(*results, strict=True):
+        assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("path", ["sm_80", "sm_90a", "plain"])
+def test_attention_has_the_same_bits_every_time(path, monkeypatch):
+    """The emulation runs threads in another order each time: what is read too early differs."""
+    monkeypatch.setenv("FUSESTEP_CUDA_ATTENTION", path)
+    shape = attention_cases.Shape(1, 2, 1, 200, 300, 16, 16)
+    problem = attention_runs.drawn(shape, {"dropout_p": 0.2, "causal": "bottom_right"}).rounded("bfloat16")
+    arrays = attention_runs.arrays(problem, "bfloat16")
+    first = arrays.all()
+    for _ in range(4):
+        for got, want in zip(arrays.all(), first, strict=True):
+            assert torch.equal(got, want)
+
+
+def test_a_path_that_does_not_exist(monkeypatch):
+    monkeypatch.setenv("FUSESTEP_CUDA_ATTENTION", "sm_70")
+    query = torch.zeros(1, 1, 4, 8, dtype=torch.bfloat16)
+    with pytest.raises(
+        ValueError, match=r"^attention: FUSESTEP_CUDA_ATTENTION: expected plain, sm_80 or sm_90a, got sm_70"
+    ):
+        ops.attention(query, query, query)
