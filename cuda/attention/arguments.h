@@ -29,7 +29,7 @@ struct QuerySums {
   float* sums;            // [slots][tiles of a unit][kGroups][...]: of 64 queries each
   std::int64_t slots;     // units that can be under way at once; unit u has slot u % slots
   std::int64_t tiles;     // of a unit: its heads' tiles of queries
-  std::int64_t resident;  // blocks that are surely on the device at the same time
+  std::int64_t resident;  // blocks that surely run at the same time
 };
 
 struct AttentionArguments {

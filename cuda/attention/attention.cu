@@ -290,12 +290,14 @@ class BackwardRun {
     const std::int64_t units = job.kv_heads * Shape::kParts * (packed ? 1 : layout().batch);
     const std::int64_t keys_of_unit = packed ? keys.bound : keys.per_sequence;
     QuerySums& sums = arguments_.query_sums;
-    sums.resident = multiprocessors();
+    const std::int64_t blocks = multiprocessors();  // at least so many run at once where nothing else does
+    // Blocks that wait for each other in a circle need all of them to run. Three more such kernels may run beside.
+    sums.resident = blocks / 4;
     sums.tiles = job.heads / job.kv_heads * (packed ? queries.bound : queries.per_sequence);
     // As many units as can be under way, and one that ends while the next begins. With one key tile nothing is summed
     // up.
     const bool adds = keys_of_unit > 1 && arguments_.grads.grad_query.data != nullptr;
-    sums.slots = adds ? std::min(units, sums.resident / keys_of_unit + 2) : 1;
+    sums.slots = adds ? std::min(units, blocks / keys_of_unit + 2) : 1;
     allocate<S>(1 + units * sums.tiles * Shape::kGroups,
                 adds ? sums.slots * sums.tiles * Shape::kQueries * Shape::kColumns : 0);
     run_backward<Machine, S, kDepth>(session_, arguments_);

@@ -2,23 +2,22 @@
 // the bits are the same in every run.
 //
 // A block holds a tile of keys and visits the tiles of queries that attend to any of them. In what way it begins
-// decides how long others wait for it:
+// decides how long others wait for it.
 //
-//   rotating   Every tile of queries attends to every tile of keys. Key tile j of n begins at query tile j * m / n of m
-//   and
-//              goes around, so all blocks add to different tiles at any moment and nobody waits. They wait for each
-//              other in a circle, so all n have to be on the device at the same time.
-//   in order   Otherwise, key tile j begins with its first query tile and goes on to its last. For tiles that both
-//   visit,
-//              j comes after j + 1, which under a causal mask begins later in the sequence and so comes by first.
-//              Blocks with larger j start earlier (tickets), so a block waits for blocks that already run.
+// Rotating: where every tile of queries attends to every tile of keys, key tile j of n begins at query tile j * m / n
+// of m and goes around. So all blocks add to different tiles at any moment, and nobody waits. As they wait for each
+// other in a circle, all n have to run at the same time.
+//
+// In order: elsewhere, key tile j begins with its first query tile and goes on to its last. For tiles that both visit,
+// j comes after j + 1, which under a causal mask begins later in the sequence and so comes by first. Blocks with
+// larger j start earlier (tickets), so a block waits for blocks that already run.
 #pragma once
 
 #include "cuda/attention/arguments.h"
 
 namespace fusestep::cuda {
 
-// kQueryTile, kKeyTile: rows of a tile. resident: blocks that are surely on the device at the same time.
+// kQueryTile, kKeyTile: rows of a tile. resident: blocks that surely run at the same time.
 template <int kQueryTile, int kKeyTile>
 class Turns {
  public:
