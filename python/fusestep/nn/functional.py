@@ -70,7 +70,8 @@ def attention(  # type: ignore[misc]  # the overloads leave the options to this 
             sees all keys. False: no such mask.
         window: (left, right): query i sees keys from i - left to i + right, on the diagonal that `causal` names.
             None or -1: as far as there are keys.
-        key_lengths: (B,), int32 or int64: batch b has the first key_lengths[b] keys only.
+        key_lengths: (B,), int32 or int64: batch b has the first key_lengths[b] keys only. In CPU memory, or like
+            cu_seqlens on the CUDA device of query: the host does not wait to check them then.
         alibi_slopes: (H,) or (B, H): slope * distance to the diagonal is taken off the scores.
         softcap: scores become softcap * tanh(scores / softcap) before biases and masks.
         scale: default 1 / sqrt(D).
