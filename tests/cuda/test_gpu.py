@@ -13,32 +13,47 @@ import numpy as np
 import problems
 import pytest
 import torch
+from device import NEEDS_A_DEVICE
 from fusestep import ops
 
 ROOT = Path(__file__).parents[2]
-REASON = (
-    "this build has no CUDA backend"
-    if not fusestep.info()["cuda_architectures"]
-    else "there is no CUDA device"
-    if not fusestep.info()["cuda_devices"]
-    else "this torch has no CUDA"
-)
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not fusestep.info()["cuda_devices"] or not torch.cuda.is_available(), reason=REASON),
-]
+pytestmark = NEEDS_A_DEVICE
+
+# The CPU's tests that say something of a device, and which of them do not.
+HOST_THREADS = "not number_of_threads and not instruction_set"
+CPU_TESTS = {
+    "ops/test_ops_optim": "",
+    "ops/test_ops_16bit": "",
+    "ops/test_norm_clip": "",
+    "ops/test_masked_softmax": "",
+    "ops/test_attention_ops": "",
+    "ops/test_attention_bits": HOST_THREADS,
+    # An exporter that only says that its lengths are on a device.
+    "ops/test_attention_bad_input": "not lengths_on_a_device",
+    "torch/test_torch_attention": "",
+    "torch/test_torch_mha": "",
+    "torch/test_torch_nested": "",
+    "torch/test_torch_autocast": "",
+    "torch/test_torch_transforms": "",
+}
 
 
-@pytest.mark.parametrize(
-    "name", ["test_ops_optim", "test_ops_16bit", "test_norm_clip", "test_masked_softmax", "test_attention_ops"]
-)
-def test_the_tests_of_the_cpu(name):
+def run_on_device(file, chosen, **more_environment):
     # In front of what is there: make gpu names its own installation so.
     paths = [str(ROOT / "tests/support"), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "on_gpu", "-p", "no:cacheprovider", f"tests/ops/{name}.py"]
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **more_environment}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "on_gpu", "-p", "no:cacheprovider", f"tests/{file}.py"]
+    result = subprocess.run([*command, "-k", chosen], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
+
+
+@pytest.mark.parametrize("file", CPU_TESTS)
+def test_the_tests_of_the_cpu(file):
+    run_on_device(file, CPU_TESTS[file])
+
+
+def test_the_tests_of_the_cpu_with_lengths_on_the_device():
+    run_on_device("ops/test_attention_ops", "lengths or packed or everything", FUSESTEP_TEST_LENGTHS="device")
 
 
 def make(optimizer_class, device, **options):

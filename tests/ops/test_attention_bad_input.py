@@ -11,6 +11,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from dlpack_exporter import Exporter
 from fusestep import ops
 from problems import image
 
@@ -310,6 +311,22 @@ def test_packed_sequences(changes, error, blamed):
 def test_packed_sequences_in_a_batch():
     offsets = {"cu_seqlens_q": np.array([0, 2, 5]), "cu_seqlens_k": np.array([0, 3, 7])}
     refuse("attention", ValueError, "query", **offsets)
+
+
+def test_lengths_on_a_device_beside_a_query_in_cpu_memory():
+    """The CPU's kernels would read an address of the device."""
+    cuda, integer = 2, 0
+
+    def there(*values):
+        return Exporter(np.array(values), device_type=cuda, code=integer)
+
+    expected = r"expected an array in CPU memory, got one on another device\. Move it there\."
+    for operation in CALLS:
+        message = refuse(operation, ValueError, "key_lengths", key_lengths=there(3, 4))
+        assert re.search(expected, message)
+    for name in ("cu_seqlens_q", "cu_seqlens_k"):
+        message = assert_refused(ValueError, name, ops.attention, packed_call() | {name: there(0, 2, 5)})
+        assert re.search(expected, message)
 
 
 # --- memory -------------------------------------------------------------------------------------------------

@@ -13,10 +13,10 @@ import os
 import numpy as np
 import pytest
 
-# Read by the host wherever the other arrays are.
-ON_HOST = ("key_lengths", "cu_seqlens_q", "cu_seqlens_k")
 # "cpu": the plugin itself is tried on a machine without a device.
 DEVICE = os.environ.get("FUSESTEP_TEST_DEVICE", "cuda")
+# "device": attention's lengths and offsets go there too. The host cannot check them then.
+LENGTHS = os.environ.get("FUSESTEP_TEST_LENGTHS", "host")
 
 
 def whole_memory(array):
@@ -30,7 +30,8 @@ def whole_memory(array):
 class Trip:
     """The arrays of one call. Equal memory goes to equal memory, so that overlaps stay what they are."""
 
-    def __init__(self):
+    def __init__(self, lengths_go):
+        self.lengths_go = lengths_go
         self.memory = {}  # address: (bytes here, bytes there)
 
     def there(self, address, make_bytes):
@@ -49,12 +50,12 @@ class Trip:
         moved = torch.empty(0, dtype=dtype, device=there.device)
         return moved.set_(there.untyped_storage(), offset_bytes // dtype.itemsize, shape, strides)
 
-    def go(self, value, key=None):
+    def go(self, value):
         import torch
 
-        if key in ON_HOST:
-            return value
         if isinstance(value, np.ndarray):
+            if value.dtype.kind == "i" and not self.lengths_go:
+                return value
             if any(stride < 0 for stride in value.strides) or not value.flags.writeable:
                 pytest.skip("torch has no negative strides and no read-only memory")
             address, flat = whole_memory(value)
@@ -63,14 +64,15 @@ class Trip:
             offset = value.__array_interface__["data"][0] - address
             return self.view(there, as_torch.dtype, offset, as_torch.shape, as_torch.stride())
         if isinstance(value, torch.Tensor):
-            if value.device.type != "cpu" or value.layout != torch.strided:
+            is_integer = value.dtype in (torch.int32, torch.int64)
+            if value.device.type != "cpu" or value.layout != torch.strided or (is_integer and not self.lengths_go):
                 return value
             storage = value.untyped_storage()
             there = self.there(storage.data_ptr(), lambda: torch.empty(0, dtype=torch.uint8).set_(storage))
             offset = value.storage_offset() * value.dtype.itemsize
             return self.view(there, value.dtype, offset, value.shape, value.stride())
         if isinstance(value, dict):
-            return {k: self.go(v, k) for k, v in value.items()}
+            return {k: self.go(v) for k, v in value.items()}
         if isinstance(value, list | tuple):
             return type(value)(self.go(v) for v in value)
         return value
@@ -80,10 +82,20 @@ class Trip:
             here.copy_(there)
 
 
+def home(result):
+    """What a call has returned: new tensors come back from the device."""
+    if isinstance(result, tuple):
+        return tuple(map(home, result))
+    return result.cpu() if hasattr(result, "cpu") else result
+
+
 def on_device(function):
+    # The masked softmax reads its lengths in CPU memory.
+    lengths_go = LENGTHS == "device" and "attention" in function.__name__
+
     @functools.wraps(function)
     def call(*arguments):
-        trip = Trip()
+        trip = Trip(lengths_go)
         if function.__name__ == "optimizer_step":
             operation, name, groups, *rest = arguments
             # The options, the step counts and the positions of a group stay.
@@ -92,7 +104,7 @@ def on_device(function):
         else:
             arguments = trip.go(arguments)
         try:
-            return function(*arguments)
+            return home(function(*arguments))
         finally:
             trip.come_back()
 
@@ -113,6 +125,7 @@ def pytest_configure(config):
         "dropout_add",
         "masked_softmax_forward",
         "masked_softmax_backward",
+        "attention",
         "attention_forward",
         "attention_backward",
     ):

@@ -64,8 +64,8 @@ def make(architecture: str, implementation: str, dtype: torch.dtype = torch.floa
 
 def outputs(model: torch.nn.Module) -> torch.Tensor:
     """Of two sequences of nine tokens, the last three of the second padding: what is no padding, (15, width)."""
-    tokens = torch.randint(3, 50, (2, 9), generator=torch.Generator().manual_seed(1))
-    present = torch.ones(2, 9, dtype=torch.long)
+    tokens = torch.randint(3, 50, (2, 9), generator=torch.Generator().manual_seed(1)).to(model.device)
+    present = torch.ones(2, 9, dtype=torch.long, device=model.device)
     present[1, 6:] = 0
     inputs = {"input_ids": tokens, "attention_mask": present}
     if model.config.is_encoder_decoder:
