@@ -1,4 +1,4 @@
-"""Attention on a CUDA device: with all that torch adds, the same bits every time, and what has broken other libraries.
+"""Attention on a CUDA device: with all that torch adds, the same bits always, and what has broken other libraries.
 
 The tests of tests/ops and tests/torch run there too (test_gpu.py). Under emulation (device.py) these run at small sizes.
 """
