@@ -1,6 +1,7 @@
 """Attention on a CUDA device: with all that torch adds, the same bits always, and what has broken other libraries.
 
-The tests of tests/ops and tests/torch run there too (test_gpu.py). Under emulation (device.py) these run at small sizes.
+The tests of tests/ops and tests/torch run there too (test_gpu.py). Under emulation (device.py) these run at small
+sizes.
 """
 
 from __future__ import annotations
