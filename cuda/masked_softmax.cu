@@ -6,6 +6,7 @@
 #include "cuda/masked_softmax.h"
 #include "cuda/memory.h"
 #include "cuda/values.h"
+#include "jobs/dropout.h"
 #include "jobs/masked_softmax.h"
 #include "jobs/softmax_blocks.h"
 #include "math/attention/score.h"
@@ -25,15 +26,6 @@ struct SoftmaxArguments {
   void* partial;     // [blocks][mask columns]; nullptr: each mask row has one block
   bool writes_mask;  // the rows themselves write the mask's gradient
 };
-
-template <class T>
-__device__ __forceinline__ T minus_infinity() {
-  return static_cast<T>(-INFINITY);
-}
-
-// The device's own: the bits of a softmax are not promised to equal the CPU's.
-__device__ __forceinline__ float power_of_two(float x) { return ::exp2f(x); }
-__device__ __forceinline__ double power_of_two(double x) { return ::exp2(x); }
 
 __device__ __forceinline__ std::int64_t row_offset(const HeadTensor& tensor, const SoftmaxPosition& at) {
   return at.batch * tensor.batch + at.head * tensor.head + at.query * tensor.row;
@@ -183,16 +175,8 @@ template <class T>
 __device__ __forceinline__ void write_mask(const SoftmaxGrads& grads, const SoftmaxPosition& at, std::int64_t key,
                                            T value) {
   const std::int64_t to = row_offset(grads.grad_mask, at) + key * grads.grad_mask.column;
-  switch (grads.grad_mask_dtype) {
-    case DType::float32:
-      return narrow(static_cast<float>(value), static_cast<float*>(grads.grad_mask.data)[to]);
-    case DType::float64:
-      return narrow(static_cast<double>(value), static_cast<double*>(grads.grad_mask.data)[to]);
-    case DType::float16:
-      return narrow(static_cast<float>(value), static_cast<Float16*>(grads.grad_mask.data)[to]);
-    default:
-      return narrow(static_cast<float>(value), static_cast<BFloat16*>(grads.grad_mask.data)[to]);
-  }
+  with_dtype(grads.grad_mask_dtype, grads.grad_mask.data,
+             [&]<class M>(M* data) { narrow(static_cast<typename Wide<M>::type>(value), data[to]); });
 }
 
 template <class S>
@@ -294,21 +278,6 @@ __global__ void __launch_bounds__(kColumnThreads, 1)
   write_mask(arguments.grads, blocks.position(mask_row, 0), column, sum);
 }
 
-// Calls run(S{}) for the storage type of the dtype.
-template <class Run>
-void with_storage(DType dtype, const Run& run) {
-  switch (dtype) {
-    case DType::float32:
-      return run(float{});
-    case DType::float64:
-      return run(double{});
-    case DType::float16:
-      return run(Float16{});
-    default:
-      return run(BFloat16{});
-  }
-}
-
 SoftmaxArguments make_arguments(Session& session, const SoftmaxJob& job) {
   SoftmaxArguments arguments{};
   arguments.job = job;
@@ -326,7 +295,7 @@ void run_masked_softmax_forward(const SoftmaxJob& job, const Stream& stream) {
   if (job.rows() == 0) return;
   Session session(stream);
   const SoftmaxArguments arguments = make_arguments(session, job);
-  with_storage(job.dtype, [&]<class S>(S) {
+  with_element_type(job.dtype, [&]<class S>(S) {
     launch("softmax_forward", softmax_forward<S>, row_blocks(job), kRowThreads, session.stream(), arguments);
   });
   session.finish();
@@ -351,7 +320,7 @@ void run_masked_softmax_backward(const SoftmaxJob& job, const SoftmaxGrads& grad
     if (combines) arguments.partial = memory + rows * itemsize;
   }
   const std::int64_t chunks = (blocks.mask_columns + kColumnThreads - 1) / kColumnThreads;
-  with_storage(job.dtype, [&]<class S>(S) {
+  with_element_type(job.dtype, [&]<class S>(S) {
     launch("softmax_backward", softmax_backward<S>, row_blocks(job), kRowThreads, session.stream(), arguments);
     if (!sums_up) return;
     launch("softmax_mask_sums", softmax_mask_sums<S>, blocks.count() * chunks, kColumnThreads, session.stream(),

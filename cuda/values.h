@@ -3,6 +3,7 @@
 
 #include <cuda_runtime.h>
 
+#include <cmath>
 #include <cstdint>
 
 #include "math/lowp.h"
@@ -31,6 +32,15 @@ __device__ __forceinline__ void narrow(float value, float& to) { to = value; }
 __device__ __forceinline__ void narrow(double value, double& to) { to = value; }
 __device__ __forceinline__ void narrow(float value, Float16& to) { to = to_float16(value); }
 __device__ __forceinline__ void narrow(float value, BFloat16& to) { to = to_bfloat16(value); }
+
+template <class T>
+__device__ __forceinline__ T minus_infinity() {
+  return static_cast<T>(-INFINITY);
+}
+
+// The device's own: the bits of a softmax are not promised to equal the CPU's.
+__device__ __forceinline__ float power_of_two(float x) { return ::exp2f(x); }
+__device__ __forceinline__ double power_of_two(double x) { return ::exp2(x); }
 
 // Neighbours that are read or written by one instruction.
 template <class S, int kPack>

@@ -13,6 +13,7 @@
 #include "cuda/launch.h"
 #include "cuda/memory.h"
 #include "cuda/values.h"
+#include "jobs/dropout.h"
 #include "tensors/check.h"
 
 namespace fusestep::cuda {
@@ -124,21 +125,6 @@ AttentionLayout on_device(Session& session, const AttentionJob& job) {
   return layout;
 }
 
-// Calls run<S>() for the storage type of the dtype.
-template <class Run>
-void with_storage(DType dtype, const Run& run) {
-  switch (dtype) {
-    case DType::float32:
-      return run.template operator()<float>();
-    case DType::float64:
-      return run.template operator()<double>();
-    case DType::float16:
-      return run.template operator()<Float16>();
-    default:
-      return run.template operator()<BFloat16>();
-  }
-}
-
 // Calls run<S, depth>() for a 16-bit dtype and the depth that both head dims fit in.
 template <class Run>
 void with_shape(const AttentionJob& job, const Run& run) {
@@ -179,7 +165,7 @@ void run_attention_forward(const AttentionJob& job, const Stream& stream) {
   const Path path = path_of(job.dtype);
   if (path == Path::plain) {
     make_all_tiles(kPlainTile, kPlainTile);
-    with_storage(job.dtype, [&]<class S>() { run_plain_forward<S>(session, arguments); });
+    with_element_type(job.dtype, [&]<class S>(S) { run_plain_forward<S>(session, arguments); });
   } else {
     with_shape(job, [&]<class S, int kDepth>() {
       const auto run_on = [&]<class Machine>(Machine) {
@@ -366,7 +352,7 @@ void run_attention_backward(const AttentionJob& job, const AttentionGrads& grads
   if (any && job.kv_heads > 0 && job.layout.count() > 0) {
     const Path path = path_of(job.dtype);
     if (path == Path::plain) {
-      with_storage(job.dtype, [&]<class S>() { run.run_plain<S>(); });
+      with_element_type(job.dtype, [&]<class S>(S) { run.run_plain<S>(); });
     } else {
       with_shape(job, [&]<class S, int kDepth>() {
         if (path == Path::sm90) return run.run_on_tensor_cores<Sm90, S, kDepth>();
@@ -378,7 +364,7 @@ void run_attention_backward(const AttentionJob& job, const AttentionGrads& grads
       });
     }
   }
-  if (grads.grad_mask.data != nullptr) with_storage(job.dtype, [&]<class S>() { run.run_mask<S>(); });
+  if (grads.grad_mask.data != nullptr) with_element_type(job.dtype, [&]<class S>(S) { run.run_mask<S>(); });
   session.finish();
 }
 

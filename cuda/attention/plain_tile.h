@@ -15,14 +15,6 @@ namespace fusestep::cuda {
 inline constexpr int kPlainThreads = 128;
 inline constexpr int kPlainRows = 8;  // queries of a warp
 
-template <class T>
-__device__ __forceinline__ T minus_infinity() {
-  return static_cast<T>(-INFINITY);
-}
-
-__device__ __forceinline__ float power_of_two(float x) { return ::exp2f(x); }
-__device__ __forceinline__ double power_of_two(double x) { return ::exp2(x); }
-
 // Rows of one head of one sequence.
 template <class S>
 struct PlainRows {
