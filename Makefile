@@ -2,8 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-BUILD := build/editable
-CUDA_BUILD := build/cuda
+# One build folder for all three builds below: what they share, the kernels of the CPU, is compiled once. So they must
+# give the compiler the same flags, and be built by the same Python (no isolation).
+BUILD := build/cmake
+BUILD_SETTINGS := -C build-dir=$(BUILD) -C cmake.define.FUSESTEP_WERROR=ON
 SOURCES := $(shell find cpp cuda python bench tests/cuda -type f -not -path '*/__pycache__/*' -not -path 'bench/results/*')
 
 .PHONY: train test bench gpu cuda wheel lint format clean
@@ -30,15 +32,17 @@ gpu:
 # The wheel with the CUDA backend, by the nvcc of NVIDIA's packages: no GPU and no driver are needed. Warnings are errors,
 # the machine code is what it should be, and the module imports without a driver.
 cuda: $(VENV)/.cuda-ready
-	rm -rf $(CUDA_BUILD)/dist
-	FUSESTEP_NVCC_FROM_PYPI=1 $(BIN)/python -m build --wheel --no-isolation --outdir $(CUDA_BUILD)/dist \
-	    --config-setting build-dir=$(CUDA_BUILD) --config-setting cmake.define.FUSESTEP_WERROR=ON
-	$(BIN)/python tools/check_sass.py $$(find $(CUDA_BUILD) -name '*.cu.o')
-	tools/check_wheel.sh $(CUDA_BUILD)/dist/fusestep-*.whl '80-real, 90a-real, 80-virtual'
+	rm -rf dist/cuda
+	FUSESTEP_NVCC_FROM_PYPI=1 $(BIN)/python -m build --wheel --no-isolation --outdir dist/cuda $(BUILD_SETTINGS) \
+	    -C cmake.define.FUSESTEP_EMULATE_CUDA=OFF
+	$(BIN)/python tools/check_sass.py $$(find $(BUILD)/cuda -name '*.cu.o')
+	tools/check_wheel.sh dist/cuda/fusestep-*.whl '80-real, 90a-real, 80-virtual'
 
 # The wheel without CUDA, and a proof of it: installed beside NumPy alone, imported and used.
 wheel: $(VENV)/.ready
-	$(BIN)/python -m build --wheel --outdir dist --config-setting cmake.define.FUSESTEP_CUDA=OFF
+	rm -f dist/*.whl
+	$(BIN)/python -m build --wheel --no-isolation --outdir dist $(BUILD_SETTINGS) \
+	    -C cmake.define.FUSESTEP_CUDA=OFF -C cmake.define.FUSESTEP_EMULATE_CUDA=OFF
 	tools/check_wheel.sh dist/fusestep-*.whl
 
 lint: $(BUILD)/.installed
@@ -71,6 +75,6 @@ $(VENV)/.cuda-ready: $(VENV)/.ready
 # kernels of cuda/ are built for emulation only: `make cuda` and `make gpu` compile them for devices.
 $(BUILD)/.installed: $(VENV)/.ready CMakeLists.txt $(SOURCES)
 	$(BIN)/pip install --constraint constraints.txt --no-build-isolation --editable '.[train,bench,test,lint]' \
-	    --config-settings build-dir=$(BUILD) --config-settings cmake.define.FUSESTEP_WERROR=ON \
-	    --config-settings cmake.define.FUSESTEP_CUDA=OFF --config-settings cmake.define.FUSESTEP_EMULATE_CUDA=ON
+	    $(BUILD_SETTINGS) -C cmake.define.FUSESTEP_CUDA=OFF \
+	    -C cmake.define.FUSESTEP_EMULATE_CUDA=ON
 	touch $@

@@ -1,21 +1,17 @@
-// The masked softmax: a warp takes a row, a thread of it groups of eight keys, those that share a Philox call. The row
-// is read twice, the second time from the cache; nothing is kept between, so that a row may have any length.
+// The masked softmax. Of a row of up to 8,192 keys every thread keeps its groups of keys in registers, so that memory
+// is read once. Longer rows are read twice.
 #include <cmath>
 
 #include "cuda/launch.h"
 #include "cuda/masked_softmax.h"
 #include "cuda/memory.h"
+#include "cuda/row_threads.h"
+#include "cuda/softmax_row.h"
 #include "cuda/values.h"
-#include "jobs/dropout.h"
-#include "jobs/masked_softmax.h"
-#include "jobs/softmax_blocks.h"
-#include "math/attention/score.h"
 
 namespace fusestep::cuda {
 namespace {
 
-constexpr int kRowsPerBlock = 4;
-constexpr int kRowThreads = 32 * kRowsPerBlock;
 constexpr int kColumnThreads = 128;
 
 struct SoftmaxArguments {
@@ -27,237 +23,294 @@ struct SoftmaxArguments {
   bool writes_mask;  // the rows themselves write the mask's gradient
 };
 
-__device__ __forceinline__ std::int64_t row_offset(const HeadTensor& tensor, const SoftmaxPosition& at) {
-  return at.batch * tensor.batch + at.head * tensor.head + at.query * tensor.row;
-}
+// How a row is shared out: `threads` of a block, of which each keeps `groups` groups of keys.
+template <int kThreads_, int kGroups_>
+struct KeptRow {
+  static constexpr int kThreads = kThreads_;
+  static constexpr int kGroups = kGroups_;
+  static constexpr std::int64_t kKeys = kThreads * kGroups * kGroup;  // a row has at most
+  static constexpr int kBlockThreads = kThreads < 128 ? 128 : kThreads;
+  static constexpr int kRowsPerBlock = kBlockThreads / kThreads;
+  using Threads = RowThreads<kThreads>;
 
-__device__ __forceinline__ SoftmaxPosition position_of(const SoftmaxJob& job, std::int64_t row) {
-  return {row / job.queries / job.heads, row / job.queries % job.heads, row % job.queries};
-}
-
-__device__ __forceinline__ std::int64_t row_of(const SoftmaxJob& job, const SoftmaxPosition& at) {
-  return (at.batch * job.heads + at.head) * job.queries + at.query;
-}
-
-template <class S>
-struct Row {
-  using T = typename Wide<S>::type;
-
-  const SoftmaxJob& job;
-  SoftmaxPosition at;
-  PositionRange range;
-  const S* scores;
-  T scale_base2;
-
-  __device__ __forceinline__ Row(const SoftmaxJob& j, const SoftmaxPosition& position)
-      : job(j),
-        at(position),
-        range(j.bands[position.batch].keys_of(position.query)),
-        scores(static_cast<const S*>(j.scores.data) + row_offset(j.scores, position)),
-        scale_base2(static_cast<T>(j.scale * kLog2E)) {}
-
-  // In base 2, -inf where the key is left out.
-  __device__ __forceinline__ T score(std::int64_t key) const {
-    if (key < range.begin || key >= range.end) return minus_infinity<T>();
-    const T value = widened<T>(scores[key * job.scores.column]) * scale_base2;
-    if (job.mask.data == nullptr) return value;
-    const std::int64_t mask_at = row_offset(job.mask, at) + key * job.mask.column;
-    if (job.mask_dtype == DType::boolean) {
-      return static_cast<const std::uint8_t*>(job.mask.data)[mask_at] != 0 ? value : minus_infinity<T>();
-    }
-    T mask = 0;
-    with_dtype(job.mask_dtype, job.mask.data, [&](const auto* data) { mask = widened<T>(data[mask_at]); });
-    return add_mask<T>(value, mask);
+  static __device__ __forceinline__ std::int64_t row_number() {
+    return static_cast<std::int64_t>(blockIdx.x) * kRowsPerBlock + threadIdx.x / kThreads;
   }
-
-  __device__ __forceinline__ PhiloxWords<std::uint32_t> words(std::int64_t key) const {
-    if (!job.dropout.drops()) return {};
-    return attention_dropout_words(job.dropout, key, at.query, at.batch * job.heads + at.head);
+  // The first key of this thread's group g.
+  static __device__ __forceinline__ std::int64_t key(int g) {
+    return (g * kThreads + Threads::index()) * static_cast<std::int64_t>(kGroup);
   }
-
-  __device__ __forceinline__ T lse() const { return static_cast<const T*>(job.lse.data)[row_offset(job.lse, at)]; }
 };
 
-// Calls group(first key) for this thread's groups of the row.
+constexpr int kLongRowThreads = 256;
+using LongRowThreads = RowThreads<kLongRowThreads>;
+
+// Calls group(first key) for this thread's groups of a long row.
 template <class Group>
 __device__ __forceinline__ void for_each_group(std::int64_t begin, std::int64_t end, const Group& group) {
-  const std::int64_t first = begin / kDropoutGroup * kDropoutGroup;
-  for (std::int64_t key = first + threadIdx.x % 32 * kDropoutGroup; key < end; key += 32 * kDropoutGroup) group(key);
+  const std::int64_t first = begin / kGroup * kGroup;
+#pragma unroll 1
+  for (std::int64_t key = first + LongRowThreads::index() * kGroup; key < end; key += kLongRowThreads * kGroup)
+    group(key);
 }
 
-// The sum over the warp, in every thread of it; one order for all.
+// Scores minus this are powers that are at most 1. 0 where nothing is included, so that those powers are 0.
 template <class T>
-__device__ __forceinline__ T warp_sum(T value) {
-  for (int half = 16; half > 0; half /= 2) value += __shfl_xor_sync(kWholeWarp, value, half);
-  return value;
+__device__ __forceinline__ T subtracted(T highest) {
+  return highest == minus_infinity<T>() ? T(0) : highest;
 }
 
-// The greatest score so far and the sum of the exponentials below it.
-template <class T>
-struct Softmax {
-  T highest = minus_infinity<T>();
-  T sum = 0;
+// What is left of a row when the greatest score and the sum of powers are known.
+template <class S>
+struct ForwardEnd {
+  using T = typename Wide<S>::type;
+  const SoftmaxRow<S>& row;
+  RowElements<S> out;
+  T factor;
 
-  __device__ __forceinline__ void join(T other_highest, T other_sum) {
-    const T both = max(highest, other_highest);
-    if (both != minus_infinity<T>()) {
-      sum = sum * power_of_two(highest - both) + other_sum * power_of_two(other_highest - both);
-    }
-    highest = both;
+  __device__ __forceinline__ ForwardEnd(const SoftmaxRow<S>& r, T highest, T sum, int thread)
+      : row(r), out(r.job.out, static_cast<S*>(r.job.out.data), r.at) {
+    const bool empty = sum == 0;
+    factor = empty ? T(0) : static_cast<T>(row.job.dropout.scale()) / sum;
+    if (thread != 0) return;
+    static_cast<T*>(row.job.lse.data)[row_offset(row.job.lse, row.at)] =
+        empty ? minus_infinity<T>()
+              : static_cast<T>((static_cast<double>(highest) + ::log2(static_cast<double>(sum))) * kLn2);
+  }
+
+  __device__ __forceinline__ void write(std::int64_t first, T (&power)[kGroup]) const {
+    const unsigned kept = row.kept(first);
+#pragma unroll
+    for (int i = 0; i < kGroup; ++i) power[i] = (kept >> i & 1) != 0 ? power[i] * factor : T(0);
+    out.write(first, row.count(first), power);
   }
 };
 
-template <class S>
-__global__ void __launch_bounds__(kRowThreads, 1) softmax_forward(const __grid_constant__ SoftmaxArguments arguments) {
+template <class S, class Shape>
+__global__ void __launch_bounds__(Shape::kBlockThreads, 512 / Shape::kBlockThreads)
+    softmax_forward(const __grid_constant__ SoftmaxArguments arguments) {
   using T = typename Wide<S>::type;
   const SoftmaxJob& job = arguments.job;
-  const std::int64_t number = static_cast<std::int64_t>(blockIdx.x) * kRowsPerBlock + threadIdx.x / 32;
-  if (number >= job.batch * job.heads * job.queries) return;  // the whole warp
-  const Row<S> row(job, position_of(job, number));
-  Softmax<T> softmax;
-  for_each_group(row.range.begin, row.range.end, [&](std::int64_t first) {
-    T score[kDropoutGroup];
-    T highest = minus_infinity<T>();
-    for (int i = 0; i < kDropoutGroup; ++i) {
-      score[i] = row.score(first + i);
-      highest = max(highest, score[i]);
-    }
-    if (highest == minus_infinity<T>()) return;
-    T sum = 0;
-    for (int i = 0; i < kDropoutGroup; ++i) sum += power_of_two(score[i] - highest);
-    softmax.join(highest, sum);
-  });
-  for (int half = 16; half > 0; half /= 2) {
-    const T highest = __shfl_xor_sync(kWholeWarp, softmax.highest, half);
-    const T sum = __shfl_xor_sync(kWholeWarp, softmax.sum, half);
-    softmax.join(highest, sum);
+  const std::int64_t number = Shape::row_number();
+  if (number >= job.rows()) return;  // all threads of the row
+  const SoftmaxRow<S> row(job, position_of_row(job, number));
+  T power[Shape::kGroups][kGroup];
+  T highest = minus_infinity<T>();
+#pragma unroll
+  for (int g = 0; g < Shape::kGroups; ++g) {
+    row.read_scores(Shape::key(g), power[g]);
+#pragma unroll
+    for (int i = 0; i < kGroup; ++i) highest = max(highest, power[g][i]);
   }
-
-  const bool empty = softmax.sum == 0;
-  if (threadIdx.x % 32 == 0) {
-    const double highest = static_cast<double>(softmax.highest);
-    static_cast<T*>(job.lse.data)[row_offset(job.lse, row.at)] =
-        empty ? minus_infinity<T>() : static_cast<T>((highest + ::log2(static_cast<double>(softmax.sum))) * kLn2);
-  }
-  const T factor = empty ? T(0) : static_cast<T>(job.dropout.scale()) / softmax.sum;
-  S* const out = static_cast<S*>(job.out.data) + row_offset(job.out, row.at);
-  for_each_group(0, job.keys, [&](std::int64_t first) {
-    const auto words = row.words(first);
-    for (int i = 0; i < kDropoutGroup; ++i) {
-      if (first + i >= job.keys) continue;
-      const bool kept = !empty && philox_number(words, i) >= job.dropout.threshold;
-      const T p = kept ? power_of_two(row.score(first + i) - softmax.highest) * factor : T(0);
-      narrow(p, out[(first + i) * job.out.column]);
+  highest = Shape::Threads::greatest(highest);
+  T sum = 0;
+#pragma unroll
+  for (int g = 0; g < Shape::kGroups; ++g) {
+#pragma unroll
+    for (int i = 0; i < kGroup; ++i) {
+      power[g][i] = power_of_two(power[g][i] - subtracted(highest));
+      sum += power[g][i];
     }
-  });
+  }
+  sum = Shape::Threads::sum(sum);
+  const ForwardEnd<S> end(row, highest, sum, Shape::Threads::index());
+#pragma unroll
+  for (int g = 0; g < Shape::kGroups; ++g) {
+    if (Shape::key(g) < job.keys) end.write(Shape::key(g), power[g]);
+  }
 }
 
-// p and the gradient of the dropped-out p of one key.
 template <class S>
-struct KeyGradient {
+__global__ void __launch_bounds__(kLongRowThreads, sizeof(S) == 8 ? 1 : 2)
+    softmax_forward_long(const __grid_constant__ SoftmaxArguments arguments) {
   using T = typename Wide<S>::type;
-  T p;
-  T grad;
-
-  __device__ __forceinline__ KeyGradient(const Row<S>& row, const SoftmaxGrads& grads,
-                                         const PhiloxWords<std::uint32_t>& words, std::int64_t key, T lse) {
-    p = power_of_two(row.score(key) - lse * static_cast<T>(kLog2E));
-    const bool in_band = key >= row.range.begin && key < row.range.end;
-    const bool kept =
-        in_band && philox_number(words, static_cast<int>(key % kDropoutGroup)) >= row.job.dropout.threshold;
-    const S* const grad_out = static_cast<const S*>(grads.grad_out.data) + row_offset(grads.grad_out, row.at);
-    grad = kept ? widened<T>(grad_out[key * grads.grad_out.column]) * static_cast<T>(row.job.dropout.scale()) : T(0);
-  }
-};
+  const SoftmaxJob& job = arguments.job;
+  const SoftmaxRow<S> row(job, position_of_row(job, blockIdx.x));
+  T highest = minus_infinity<T>();
+  T sum = 0;
+  for_each_group(row.range.begin, row.range.end, [&](std::int64_t first) {
+    T score[kGroup];
+    row.read_scores(first, score);
+    T both = highest;
+#pragma unroll
+    for (int i = 0; i < kGroup; ++i) both = max(both, score[i]);
+    sum *= power_of_two(subtracted(highest) - subtracted(both));
+#pragma unroll
+    for (int i = 0; i < kGroup; ++i) sum += power_of_two(score[i] - subtracted(both));
+    highest = both;
+  });
+  const T of_all = LongRowThreads::greatest(highest);
+  sum = LongRowThreads::sum(sum * power_of_two(subtracted(highest) - subtracted(of_all)));
+  const ForwardEnd<S> end(row, of_all, sum, LongRowThreads::index());
+  for_each_group(0, job.keys, [&](std::int64_t first) {
+    T power[kGroup];
+    row.read_scores(first, power);
+#pragma unroll
+    for (int i = 0; i < kGroup; ++i) power[i] = power_of_two(power[i] - subtracted(of_all));
+    end.write(first, power);
+  });
+}
 
 // A mask's gradient is of a dtype of its own.
 template <class T>
-__device__ __forceinline__ void write_mask(const SoftmaxGrads& grads, const SoftmaxPosition& at, std::int64_t key,
-                                           T value) {
-  const std::int64_t to = row_offset(grads.grad_mask, at) + key * grads.grad_mask.column;
+__device__ __forceinline__ void write_mask(const SoftmaxGrads& grads, const SoftmaxPosition& at, std::int64_t first,
+                                           std::int64_t columns, const T (&value)[kGroup]) {
+  const int count = columns - first < kGroup ? static_cast<int>(columns - first) : kGroup;
   with_dtype(grads.grad_mask_dtype, grads.grad_mask.data,
-             [&]<class M>(M* data) { narrow(static_cast<typename Wide<M>::type>(value), data[to]); });
+             [&]<class M>(M* data) { RowElements<M>(grads.grad_mask, data, at).write(first, count, value); });
+}
+
+// A row of the backward pass: where its gradients come from and where they go.
+template <class S>
+struct BackwardRow {
+  using T = typename Wide<S>::type;
+  const SoftmaxArguments& arguments;
+  SoftmaxRow<S> row;
+  RowElements<const S> grad_out;
+  RowElements<S> grad_scores;
+  T lse_base2;
+
+  __device__ __forceinline__ BackwardRow(const SoftmaxArguments& a, const SoftmaxPosition& at)
+      : arguments(a),
+        row(a.job, at),
+        grad_out(a.grads.grad_out, static_cast<const S*>(a.grads.grad_out.data), at),
+        grad_scores(a.grads.grad_scores, static_cast<S*>(a.grads.grad_scores.data), at),
+        lse_base2(row.lse() * static_cast<T>(kLog2E)) {
+    if (lse_base2 == minus_infinity<T>()) row.range = {0, 0};  // a row without keys: all gradients are zeros
+  }
+
+  __device__ __forceinline__ void read(std::int64_t first, T (&p)[kGroup], T (&grad)[kGroup]) const {
+    row.read_gradients(grad_out, first, lse_base2, p, grad);
+  }
+
+  // Returns the sum of the group's gradients with the mask.
+  __device__ __forceinline__ T write(std::int64_t first, const T (&p)[kGroup], T (&grad)[kGroup], T mean) const {
+    T sum = 0;
+#pragma unroll
+    for (int i = 0; i < kGroup; ++i) {
+      grad[i] = p[i] * (grad[i] - mean);
+      sum += grad[i];
+    }
+    if (arguments.writes_mask) write_mask(arguments.grads, row.at, first, row.job.keys, grad);
+#pragma unroll
+    for (int i = 0; i < kGroup; ++i) grad[i] *= static_cast<T>(row.job.scale);
+    grad_scores.write(first, row.count(first), grad);
+    return sum;
+  }
+
+  // For the kernels below, which sum up what the mask's elements get.
+  template <class Threads>
+  __device__ __forceinline__ void keep(std::int64_t number, T mean, T sum) const {
+    if (arguments.row_sum != nullptr) sum = Threads::sum(sum);
+    if (Threads::index() != 0) return;
+    if (arguments.mean != nullptr) static_cast<T*>(arguments.mean)[number] = mean;
+    if (arguments.row_sum != nullptr) static_cast<T*>(arguments.row_sum)[number] = sum;
+  }
+};
+
+template <class S, class Shape>
+__global__ void __launch_bounds__(Shape::kBlockThreads, 512 / Shape::kBlockThreads)
+    softmax_backward(const __grid_constant__ SoftmaxArguments arguments) {
+  using T = typename Wide<S>::type;
+  const SoftmaxJob& job = arguments.job;
+  const std::int64_t number = Shape::row_number();
+  if (number >= job.rows()) return;  // all threads of the row
+  const BackwardRow<S> row(arguments, position_of_row(job, number));
+  T p[Shape::kGroups][kGroup];
+  T grad[Shape::kGroups][kGroup];
+  T mean = 0;
+#pragma unroll
+  for (int g = 0; g < Shape::kGroups; ++g) {
+    row.read(Shape::key(g), p[g], grad[g]);
+#pragma unroll
+    for (int i = 0; i < kGroup; ++i) mean = fma(p[g][i], grad[g][i], mean);
+  }
+  mean = Shape::Threads::sum(mean);
+  T sum = 0;
+#pragma unroll
+  for (int g = 0; g < Shape::kGroups; ++g) {
+    if (Shape::key(g) < job.keys) sum += row.write(Shape::key(g), p[g], grad[g], mean);
+  }
+  row.template keep<typename Shape::Threads>(number, mean, sum);
 }
 
 template <class S>
-__global__ void __launch_bounds__(kRowThreads, 1) softmax_backward(const __grid_constant__ SoftmaxArguments arguments) {
+__global__ void __launch_bounds__(kLongRowThreads, sizeof(S) == 8 ? 1 : 2)
+    softmax_backward_long(const __grid_constant__ SoftmaxArguments arguments) {
   using T = typename Wide<S>::type;
-  const SoftmaxJob& job = arguments.job;
-  const SoftmaxGrads& grads = arguments.grads;
-  const std::int64_t number = static_cast<std::int64_t>(blockIdx.x) * kRowsPerBlock + threadIdx.x / 32;
-  if (number >= job.batch * job.heads * job.queries) return;  // the whole warp
-  const Row<S> row(job, position_of(job, number));
-  const T lse = row.lse();
-  const bool empty = lse == minus_infinity<T>();
+  const BackwardRow<S> row(arguments, position_of_row(arguments.job, blockIdx.x));
+  T p[kGroup];
+  T grad[kGroup];
   T mean = 0;
-  if (!empty) {
-    for_each_group(row.range.begin, row.range.end, [&](std::int64_t first) {
-      const auto words = row.words(first);
-      for (int i = 0; i < kDropoutGroup; ++i) {
-        if (first + i >= row.range.end) continue;
-        const KeyGradient<S> key(row, grads, words, first + i, lse);
-        mean = fma(key.p, key.grad, mean);
-      }
-    });
-  }
-  mean = warp_sum(mean);
-
-  S* const to = static_cast<S*>(grads.grad_scores.data) + row_offset(grads.grad_scores, row.at);
   T sum = 0;
-  for_each_group(0, job.keys, [&](std::int64_t first) {
-    const auto words = row.words(first);
-    for (int i = 0; i < kDropoutGroup; ++i) {
-      const std::int64_t at = first + i;
-      if (at >= job.keys) continue;
-      T grad = 0;
-      if (!empty) {
-        const KeyGradient<S> key(row, grads, words, at, lse);
-        grad = key.p * (key.grad - mean);
+  // Two passes through one loop: with two copies of what reads a group, float64 does not fit into the registers.
+#pragma unroll 1
+  for (int pass = 0; pass < 2; ++pass) {
+    for_each_group(0, arguments.job.keys, [&](std::int64_t first) {
+      row.read(first, p, grad);
+      if (pass == 1) {
+        sum += row.write(first, p, grad, mean);
+        return;
       }
-      narrow(grad * static_cast<T>(job.scale), to[at * grads.grad_scores.column]);
-      sum += grad;
-      if (arguments.writes_mask) write_mask(grads, row.at, at, grad);
-    }
-  });
-  if (arguments.row_sum != nullptr) sum = warp_sum(sum);
-  if (threadIdx.x % 32 != 0) return;
-  if (arguments.mean != nullptr) static_cast<T*>(arguments.mean)[number] = mean;
-  if (arguments.row_sum != nullptr) static_cast<T*>(arguments.row_sum)[number] = sum;
+#pragma unroll
+      for (int i = 0; i < kGroup; ++i) mean = fma(p[i], grad[i], mean);
+    });
+    if (pass == 0) mean = LongRowThreads::sum(mean);
+  }
+  row.template keep<LongRowThreads>(blockIdx.x, mean, sum);
 }
 
-// A block of members of one mask row: a thread adds up a column of theirs.
+// The group of columns of a mask's gradient that a thread sums up, of one block of rows or of one mask row.
+struct MaskColumns {
+  static constexpr std::int64_t kOfBlock = kColumnThreads * kGroup;
+  std::int64_t block;
+  std::int64_t first;
+
+  __device__ __forceinline__ explicit MaskColumns(const SoftmaxBlocks& blocks)
+      : block(blockIdx.x / chunks(blocks)), first(blockIdx.x % chunks(blocks) * kOfBlock + threadIdx.x * kGroup) {}
+
+  static FUSESTEP_HD std::int64_t chunks(const SoftmaxBlocks& blocks) {
+    return (blocks.mask_columns + kOfBlock - 1) / kOfBlock;
+  }
+};
+
+// A block of members of one mask row: a thread adds up a group of columns of theirs; a single column, where the mask
+// has no key dimension.
 template <class S>
 __global__ void __launch_bounds__(kColumnThreads, 1)
     softmax_mask_sums(const __grid_constant__ SoftmaxArguments arguments) {
   using T = typename Wide<S>::type;
   const SoftmaxJob& job = arguments.job;
-  const SoftmaxGrads& grads = arguments.grads;
-  const SoftmaxBlocks blocks(job, grads);
-  const std::int64_t chunks = (blocks.mask_columns + kColumnThreads - 1) / kColumnThreads;
-  const std::int64_t block = blockIdx.x / chunks;
-  const std::int64_t column = blockIdx.x % chunks * kColumnThreads + threadIdx.x;
-  if (column >= blocks.mask_columns) return;
-  const std::int64_t mask_row = block / blocks.per_mask_row;
-  const std::int64_t begin = block % blocks.per_mask_row * kSoftmaxBlock;
+  const SoftmaxBlocks blocks(job, arguments.grads);
+  const MaskColumns columns(blocks);
+  if (columns.first >= blocks.mask_columns) return;
+  const std::int64_t mask_row = columns.block / blocks.per_mask_row;
+  const std::int64_t begin = columns.block % blocks.per_mask_row * kSoftmaxBlock;
   const std::int64_t end = begin + kSoftmaxBlock < blocks.members ? begin + kSoftmaxBlock : blocks.members;
-  T sum = 0;
+  T sum[kGroup] = {};
   for (std::int64_t member = begin; member < end; ++member) {
     const SoftmaxPosition at = blocks.position(mask_row, member);
-    const std::int64_t number = row_of(job, at);
+    const std::int64_t number = number_of_row(job, at);
     if (arguments.row_sum != nullptr) {
-      sum += static_cast<const T*>(arguments.row_sum)[number];
+      sum[0] += static_cast<const T*>(arguments.row_sum)[number];
       continue;
     }
-    const Row<S> row(job, at);
-    const T lse = row.lse();
-    if (lse == minus_infinity<T>()) continue;
-    const KeyGradient<S> key(row, grads, row.words(column), column, lse);
-    sum += key.p * (key.grad - static_cast<const T*>(arguments.mean)[number]);
+    const BackwardRow<S> row(arguments, at);
+    const T mean = static_cast<const T*>(arguments.mean)[number];
+    T p[kGroup];
+    T grad[kGroup];
+    row.read(columns.first, p, grad);
+#pragma unroll
+    for (int i = 0; i < kGroup; ++i) sum[i] += p[i] * (grad[i] - mean);
   }
-  if (arguments.partial != nullptr) {
-    static_cast<T*>(arguments.partial)[block * blocks.mask_columns + column] = sum;
-  } else {
-    write_mask(grads, blocks.position(mask_row, 0), column, sum);
+  if (arguments.partial == nullptr) {
+    write_mask(arguments.grads, blocks.position(mask_row, 0), columns.first, blocks.mask_columns, sum);
+    return;
+  }
+  T* const partial = static_cast<T*>(arguments.partial) + columns.block * blocks.mask_columns + columns.first;
+#pragma unroll
+  for (int i = 0; i < kGroup; ++i) {
+    if (columns.first + i < blocks.mask_columns) partial[i] = sum[i];
   }
 }
 
@@ -267,15 +320,19 @@ __global__ void __launch_bounds__(kColumnThreads, 1)
     softmax_mask_combine(const __grid_constant__ SoftmaxArguments arguments) {
   using T = typename Wide<S>::type;
   const SoftmaxBlocks blocks(arguments.job, arguments.grads);
-  const std::int64_t chunks = (blocks.mask_columns + kColumnThreads - 1) / kColumnThreads;
-  const std::int64_t mask_row = blockIdx.x / chunks;
-  const std::int64_t column = blockIdx.x % chunks * kColumnThreads + threadIdx.x;
-  if (column >= blocks.mask_columns) return;
+  const MaskColumns columns(blocks);
+  if (columns.first >= blocks.mask_columns) return;
+  const std::int64_t mask_row = columns.block;
   const T* partial = static_cast<const T*>(arguments.partial) + mask_row * blocks.per_mask_row * blocks.mask_columns;
-  T sum = 0;
-  for (std::int64_t block = 0; block < blocks.per_mask_row; ++block)
-    sum += partial[block * blocks.mask_columns + column];
-  write_mask(arguments.grads, blocks.position(mask_row, 0), column, sum);
+  T sum[kGroup] = {};
+  for (std::int64_t block = 0; block < blocks.per_mask_row; ++block) {
+#pragma unroll
+    for (int i = 0; i < kGroup; ++i) {
+      const std::int64_t column = columns.first + i;
+      if (column < blocks.mask_columns) sum[i] += partial[block * blocks.mask_columns + column];
+    }
+  }
+  write_mask(arguments.grads, blocks.position(mask_row, 0), columns.first, blocks.mask_columns, sum);
 }
 
 SoftmaxArguments make_arguments(Session& session, const SoftmaxJob& job) {
@@ -287,7 +344,23 @@ SoftmaxArguments make_arguments(Session& session, const SoftmaxJob& job) {
   return arguments;
 }
 
-std::int64_t row_blocks(const SoftmaxJob& job) { return (job.rows() + kRowsPerBlock - 1) / kRowsPerBlock; }
+// Calls launch_kept(KeptRow) with the smallest that holds a row, or launch_long(). float64 is for checking gradients:
+// it has but the kernels for rows of any length.
+template <class S, class LaunchKept, class LaunchLong>
+void with_row_shape(std::int64_t keys, const LaunchKept& launch_kept, const LaunchLong& launch_long) {
+  if constexpr (sizeof(S) < sizeof(double)) {
+    if (keys <= KeptRow<32, 1>::kKeys) return launch_kept(KeptRow<32, 1>{});
+    if (keys <= KeptRow<32, 4>::kKeys) return launch_kept(KeptRow<32, 4>{});
+    if (keys <= KeptRow<128, 4>::kKeys) return launch_kept(KeptRow<128, 4>{});
+    if (keys <= KeptRow<256, 4>::kKeys) return launch_kept(KeptRow<256, 4>{});
+  }
+  launch_long();
+}
+
+template <class Shape>
+std::int64_t row_blocks(const SoftmaxJob& job, Shape) {
+  return (job.rows() + Shape::kRowsPerBlock - 1) / Shape::kRowsPerBlock;
+}
 
 }  // namespace
 
@@ -296,7 +369,16 @@ void run_masked_softmax_forward(const SoftmaxJob& job, const Stream& stream) {
   Session session(stream);
   const SoftmaxArguments arguments = make_arguments(session, job);
   with_element_type(job.dtype, [&]<class S>(S) {
-    launch("softmax_forward", softmax_forward<S>, row_blocks(job), kRowThreads, session.stream(), arguments);
+    with_row_shape<S>(
+        job.keys,
+        [&]<class Shape>(Shape shape) {
+          launch("softmax_forward", softmax_forward<S, Shape>, row_blocks(job, shape), Shape::kBlockThreads,
+                 session.stream(), arguments);
+        },
+        [&] {
+          launch("softmax_forward_long", softmax_forward_long<S>, job.rows(), kLongRowThreads, session.stream(),
+                 arguments);
+        });
   });
   session.finish();
 }
@@ -319,9 +401,18 @@ void run_masked_softmax_backward(const SoftmaxJob& job, const SoftmaxGrads& grad
     (grads.mask_has[3] ? arguments.mean : arguments.row_sum) = memory;
     if (combines) arguments.partial = memory + rows * itemsize;
   }
-  const std::int64_t chunks = (blocks.mask_columns + kColumnThreads - 1) / kColumnThreads;
+  const std::int64_t chunks = MaskColumns::chunks(blocks);
   with_element_type(job.dtype, [&]<class S>(S) {
-    launch("softmax_backward", softmax_backward<S>, row_blocks(job), kRowThreads, session.stream(), arguments);
+    with_row_shape<S>(
+        job.keys,
+        [&]<class Shape>(Shape shape) {
+          launch("softmax_backward", softmax_backward<S, Shape>, row_blocks(job, shape), Shape::kBlockThreads,
+                 session.stream(), arguments);
+        },
+        [&] {
+          launch("softmax_backward_long", softmax_backward_long<S>, job.rows(), kLongRowThreads, session.stream(),
+                 arguments);
+        });
     if (!sums_up) return;
     launch("softmax_mask_sums", softmax_mask_sums<S>, blocks.count() * chunks, kColumnThreads, session.stream(),
            arguments);

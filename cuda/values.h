@@ -81,6 +81,13 @@ __device__ __forceinline__ void store_neighbours(Half* to, const Half (&from)[4]
   __stcg(reinterpret_cast<uint2*>(to), uint2{word(from[0], from[1]), word(from[2], from[3])});
 }
 
+template <class Half>
+__device__ __forceinline__ void store_neighbours(Half* to, const Half (&from)[8]) {
+  const auto word = [](Half low, Half high) { return low.bits | static_cast<unsigned>(high.bits) << 16; };
+  __stcg(reinterpret_cast<uint4*>(to),
+         uint4{word(from[0], from[1]), word(from[2], from[3]), word(from[4], from[5]), word(from[6], from[7])});
+}
+
 // Calls visit(data) with a pointer of the dtype's own type.
 template <class Visit>
 __device__ __forceinline__ void with_dtype(DType dtype, void* data, const Visit& visit) {

@@ -6,7 +6,7 @@ that keeps its values in local memory instead of registers, is slow on every dev
 To add a kernel: one row in RULES. Its pattern is searched in the demangled name, template arguments and all. A row that
 fits no kernel fails, so that a renamed kernel does not go unchecked.
 
-    python tools/check_sass.py $(find build/cuda -name '*.cu.o')
+    python tools/check_sass.py $(find build/cmake/cuda -name '*.cu.o')
 """
 
 from __future__ import annotations

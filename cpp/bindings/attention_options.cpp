@@ -4,6 +4,7 @@
 #include <string>
 
 #include "bindings/options.h"
+#include "bindings/seed.h"
 
 namespace fusestep {
 
@@ -68,7 +69,7 @@ AttentionOptions read_attention_options(const py::tuple& given, TensorReader& re
   with_next("key_lengths", into(options.key_lengths, Dtypes::integers));
   with_next("scale", into_number(options.scale));
   with_next("dropout_p", into_number(options.dropout_p));
-  with_next("seed", [&](py::handle value, const Argument&) { options.seed = read_seed(value, operation); });
+  with_next("seed", [&](py::handle value, const Argument&) { options.seed = read_seed(value, reader, operation); });
   with_next("offset", [&](py::handle value, const Argument&) { options.offset = read_offset(value, operation); });
   if (count == kOfSoftmax) return options;
   with_next("alibi_slopes", into(options.alibi_slopes, Dtypes::floats));

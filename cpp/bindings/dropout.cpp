@@ -3,6 +3,7 @@
 
 #include "bindings/functions.h"
 #include "bindings/options.h"
+#include "bindings/seed.h"
 #include "bindings/tensor.h"
 
 namespace fusestep {
@@ -14,13 +15,15 @@ void run_dropout(const char* operation, py::handle x, const py::handle* residual
   const Argument p_argument{operation, "p"};
   const double probability = read_number(p, p_argument);
   if (!(probability >= 0 && probability <= 1)) refuse_value(p_argument, "a probability in [0, 1]", text_of(p));
-  const DropoutRule rule = dropout_rule(probability, read_seed(seed, operation), read_offset(offset, operation));
   TensorReader reader;
+  const SeedOption seed_option = read_seed(seed, reader, operation);
+  const std::uint32_t offset_number = read_offset(offset, operation);
   const TensorView x_view = reader.read(x, {operation, "x"});
   TensorView residual_view;
   if (residual != nullptr) residual_view = reader.read(*residual, {operation, "residual"});
   const TensorView out_view = reader.read(out, {operation, "out"});
-  const DropoutPlan plan(operation, x_view, residual != nullptr ? &residual_view : nullptr, out_view, rule);
+  const DropoutPlan plan(operation, x_view, residual != nullptr ? &residual_view : nullptr, out_view, probability,
+                         seed_option, offset_number);
   const Stream stream = reader.stream_of(x_view.device);
   const py::gil_scoped_release released;
   plan.run(stream);

@@ -58,10 +58,6 @@ inline std::uint64_t read_unsigned(py::handle value, std::uint64_t most, const A
   return number;
 }
 
-// The numbers that choose a dropout mask.
-inline std::uint64_t read_seed(py::handle value, const char* operation) {
-  return read_unsigned(value, UINT64_MAX, {operation, "seed"});
-}
 inline std::uint32_t read_offset(py::handle value, const char* operation) {
   return static_cast<std::uint32_t>(read_unsigned(value, UINT32_MAX, {operation, "offset"}));
 }

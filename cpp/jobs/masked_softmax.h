@@ -23,7 +23,7 @@ struct SoftmaxJob {
   DropoutRule dropout;
   const Band* bands;  // [batch]
 
-  std::int64_t rows() const { return batch * heads * queries; }
+  FUSESTEP_HD std::int64_t rows() const { return batch * heads * queries; }
 };
 
 struct SoftmaxGrads {

@@ -14,11 +14,20 @@ namespace fusestep {
 
 inline constexpr int kDropoutGroup = kPhiloxNumbers;  // elements that share a Philox call
 
+// A number; or where it lies in the memory of the device that draws, so that each replay of a CUDA graph may find
+// another one there.
+struct DropoutSeed {
+  std::uint64_t number = 0;
+  const std::uint64_t* at = nullptr;
+
+  FUSESTEP_HD std::uint64_t value() const { return at != nullptr ? *at : number; }
+};
+
 // The probability is rounded to a multiple of 2^-16, and the survivors are scaled for the rounded one: the expectation
 // stays exact.
 struct DropoutRule {
   std::uint32_t threshold;  // numbers below are dropped; 0: nothing is; 65536: everything is
-  std::uint64_t seed;
+  DropoutSeed seed;
   std::uint32_t offset;
 
   FUSESTEP_HD bool drops() const { return threshold != 0; }
@@ -28,7 +37,7 @@ struct DropoutRule {
 };
 
 // p: in [0, 1]. Below 1 something may survive, however close p is.
-FUSESTEP_HD DropoutRule dropout_rule(double p, std::uint64_t seed, std::uint32_t offset) {
+FUSESTEP_HD DropoutRule dropout_rule(double p, DropoutSeed seed, std::uint32_t offset) {
   const auto threshold = static_cast<std::uint32_t>(p * 65536.0 + 0.5);
   return {p < 1 && threshold > 65535u ? 65535u : threshold, seed, offset};
 }
@@ -48,13 +57,14 @@ FUSESTEP_HD PhiloxWords<std::uint32_t> attention_dropout_words(const DropoutRule
                                                                std::int64_t query, std::int64_t batch_head) {
   return philox<std::uint32_t>({{static_cast<std::uint32_t>(key / kDropoutGroup), static_cast<std::uint32_t>(query),
                                  static_cast<std::uint32_t>(batch_head), rule.offset}},
-                               rule.seed);
+                               rule.seed.value());
 }
 
 FUSESTEP_HD PhiloxWords<std::uint32_t> dropout_words(const DropoutRule& rule, std::int64_t element) {
   const auto group = static_cast<std::uint64_t>(element) / kDropoutGroup;
   return philox<std::uint32_t>(
-      {{static_cast<std::uint32_t>(group), static_cast<std::uint32_t>(group >> 32), 0u, rule.offset}}, rule.seed);
+      {{static_cast<std::uint32_t>(group), static_cast<std::uint32_t>(group >> 32), 0u, rule.offset}},
+      rule.seed.value());
 }
 
 }  // namespace fusestep

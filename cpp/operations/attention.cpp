@@ -101,7 +101,8 @@ AttentionPlan::AttentionPlan(const char* operation, const TensorView& query, con
   std::ranges::copy(std::initializer_list<std::int64_t>{batch, heads, queries, value_dim}, out_shape_);
   job_.scale = options.scale ? *options.scale : 1 / std::sqrt(static_cast<double>(head_dim));
   job_.softcap = options.softcap;
-  job_.dropout = dropout_rule(options.dropout_p, options.seed, options.offset);
+  job_.dropout =
+      dropout_rule(options.dropout_p, checked_seed(options.seed, query.device, {operation_, "seed"}), options.offset);
 
   add_lengths(query, key, options);
   if (options.mask) add_mask(*options.mask, query, key);

@@ -8,6 +8,7 @@
 
 #include "backend/backend.h"
 #include "jobs/attention.h"
+#include "operations/dropout_seed.h"
 #include "tensors/check.h"
 #include "tensors/overlap.h"
 #include "tensors/view.h"
@@ -27,7 +28,7 @@ struct AttentionOptions {
   double softcap = 0;           // 0: none
   std::optional<double> scale;  // 1 / sqrt(head_dim)
   double dropout_p = 0;
-  std::uint64_t seed = 0;
+  SeedOption seed;
   std::uint32_t offset = 0;
 };
 

@@ -18,7 +18,7 @@ bool is_same_memory(const TensorView& a, const TensorView& b) {
 }  // namespace
 
 DropoutPlan::DropoutPlan(const char* operation, const TensorView& x, const TensorView* residual, const TensorView& out,
-                         const DropoutRule& rule) {
+                         double p, const SeedOption& seed, std::uint32_t offset) {
   const Argument x_argument{operation, "x"};
   const Argument residual_argument{operation, "residual"};
   const Argument out_argument{operation, "out"};
@@ -48,7 +48,7 @@ DropoutPlan::DropoutPlan(const char* operation, const TensorView& x, const Tenso
   job_.numel = x.numel;
   job_.dtype = x.dtype;
   job_.residual_dtype = residual_dtype;
-  job_.rule = rule;
+  job_.rule = dropout_rule(p, checked_seed(seed, x.device, {operation, "seed"}), offset);
 }
 
 void DropoutPlan::run(const Stream& stream) const { backend_->dropout(job_, stream); }

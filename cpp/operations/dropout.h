@@ -2,6 +2,7 @@
 #pragma once
 
 #include "backend/backend.h"
+#include "operations/dropout_seed.h"
 #include "tensors/check.h"
 #include "tensors/layout.h"
 
@@ -10,9 +11,9 @@ namespace fusestep {
 class DropoutPlan {
  public:
   // `residual` may be null, and may have another dtype than x: `out` has the promoted one. Refuses what cannot be done.
-  // `out` may be x or residual, but no other view of their memory.
-  DropoutPlan(const char* operation, const TensorView& x, const TensorView* residual, const TensorView& out,
-              const DropoutRule& rule);
+  // `out` may be x or residual, but no other view of their memory. p: in [0, 1].
+  DropoutPlan(const char* operation, const TensorView& x, const TensorView* residual, const TensorView& out, double p,
+              const SeedOption& seed, std::uint32_t offset);
 
   void run(const Stream& stream) const;
 

@@ -59,7 +59,8 @@ SoftmaxPlan::SoftmaxPlan(const char* operation, const TensorView& scores, const 
   job_.scores = padded_tensor(scores);
   job_.lse = padded_tensor(lse, kDims - 1);
   job_.scale = options.scale.value_or(1);
-  job_.dropout = dropout_rule(options.dropout_p, options.seed, options.offset);
+  job_.dropout =
+      dropout_rule(options.dropout_p, checked_seed(options.seed, scores.device, {operation, "seed"}), options.offset);
   add_bands(options);
   if (options.mask) {
     job_.mask = mask_tensor(*options.mask, scores, padded.shape, {operation, "mask"});

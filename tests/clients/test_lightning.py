@@ -1,4 +1,4 @@
-"""fusestep's optimizers under Lightning: plain, in bf16-mixed, and how gradients are clipped there."""
+"""fusestep's optimizers under Lightning: plain, in bf16-mixed and bf16-true, and how gradients are clipped there."""
 
 from __future__ import annotations
 
@@ -63,6 +63,18 @@ def test_trains_as_torchs_own(precision):
     tolerance = 1e-5 if precision == "32-true" else 2.0**-6
     assert ours.losses == pytest.approx(theirs.losses, rel=tolerance)
     assert falls(ours.losses)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"rounding": "stochastic", "seed": 1}, {"rounding": "kahan"}, {"master_weights": True}]
+)
+def test_trains_a_model_in_bf16(options):
+    ours = fit(Regression(AdamW, **options), precision="bf16-true")
+    assert all(p.dtype == torch.bfloat16 for p in ours.parameters())
+    assert falls(ours.losses)
+    theirs = fit(Regression(torch.optim.AdamW), precision="bf16-true")
+    # Parameters, activations and losses are rounded to 8 bits at every step, and differently.
+    assert ours.losses == pytest.approx(theirs.losses, rel=0.1)
 
 
 def test_lightnings_own_clipping_in_full_precision():

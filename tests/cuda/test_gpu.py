@@ -9,6 +9,7 @@ from pathlib import Path
 
 import cases
 import fusestep
+import fusestep.nn.functional as F
 import numpy as np
 import problems
 import pytest
@@ -152,6 +153,36 @@ def test_captures_leave_no_memory_behind():
     for _ in range(1000):
         after = capture()
     assert before - after <= 2**21  # the driver's own granularity
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_each_replay_of_a_graph_drops_other_elements(backward):
+    x = torch.ones(4096, device="cuda", requires_grad=backward)
+
+    def step():
+        out = F.dropout(x, 0.5)
+        return torch.autograd.grad(out, x, torch.ones_like(x))[0] if backward else out
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = step()
+
+    def replays():
+        torch.cuda.manual_seed(5)
+        masks = []
+        for _ in range(3):
+            graph.replay()
+            masks.append(out.cpu().numpy().tobytes())
+        return masks
+
+    masks = replays()
+    assert len(set(masks)) == 3
+    assert replays() == masks
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5])

@@ -17,7 +17,7 @@ static_assert(kSliceElements % kBlock == 0 && kStridedBuffer % kBlock == 0, "blo
 FUSESTEP_HD void number_block(const DropoutRule& rule, std::int64_t first, std::uint16_t* numbers) {
   using Word = Vec<std::uint32_t>;
   random_block(first, numbers, [&](Word low, std::uint32_t high) {
-    return philox<Word>({{low, Word(high), Word(0u), Word(rule.offset)}}, rule.seed);
+    return philox<Word>({{low, Word(high), Word(0u), Word(rule.offset)}}, rule.seed.value());
   });
 }
 

@@ -29,11 +29,7 @@ struct DropoutKeys {
 class AttentionDropout {
  public:
   FUSESTEP_HD AttentionDropout(const DropoutRule& rule, std::int64_t batch_head)
-      : key0_(static_cast<std::uint32_t>(rule.seed)),
-        key1_(static_cast<std::uint32_t>(rule.seed >> 32)),
-        offset_(rule.offset) {
-    mul_wide(kPhiloxMultiplier1, static_cast<std::uint32_t>(batch_head), head_high_, head_low_);
-  }
+      : AttentionDropout(rule.seed.value(), rule.offset, batch_head) {}
 
   template <class W>
   FUSESTEP_HD DropoutQuery<W> query(W position) const {
@@ -72,6 +68,11 @@ class AttentionDropout {
   }
 
  private:
+  FUSESTEP_HD AttentionDropout(std::uint64_t seed, std::uint32_t offset, std::int64_t batch_head)
+      : key0_(static_cast<std::uint32_t>(seed)), key1_(static_cast<std::uint32_t>(seed >> 32)), offset_(offset) {
+    mul_wide(kPhiloxMultiplier1, static_cast<std::uint32_t>(batch_head), head_high_, head_low_);
+  }
+
   std::uint32_t key0_;
   std::uint32_t key1_;
   std::uint32_t offset_;

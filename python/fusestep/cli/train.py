@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # torch is imported when a run starts, so that --help and oth
 RATES = {"adamw": 2e-3, "adam": 2e-3, "rmsprop": 1e-3, "adagrad": 1e-2, "sgd": 0.03}
 SCHEDULES = ("cosine", "linear", "exponential", "inverse-sqrt", "constant")
 KERNELS = ("fusestep", "torch")
+PRECISIONS = ("fp32", "bf16", "bf16-autocast")  # as fusestep.training has them, whose import takes torch's
 RESUMABLE = {"text", "steps", "eval_every", "device"}  # what may change when a run is resumed
 EVAL_BATCHES = 25  # at most, of the validation text: all of the default one
 MAX_GRAD_NORM, WEIGHT_DECAY = 1.0, 0.1
@@ -53,6 +54,7 @@ class Settings:
     accumulate: int = 1  # batches an update
     eval_every: int = 100  # updates between evaluations
     device: str = "cpu"
+    precision: str = "fp32"  # one of PRECISIONS
     kernels: str = "fusestep"  # one of KERNELS: whose attention and dropout
 
     def __post_init__(self) -> None:
@@ -106,6 +108,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     option("--optimizer", f"fusestep's optimizer (default: {normal.optimizer})", choices=tuple(RATES))
     option("--accumulate", f"batches an update (default: {normal.accumulate})", type=int)
     option("--eval-every", f"updates between evaluations (default: {normal.eval_every})", type=int)
+    option(
+        "--precision",
+        f"of parameters and arithmetic (default: {normal.precision}); bf16 rounds updates stochastically",
+        choices=PRECISIONS,
+    )
     option("--device", f"where to train (default: {normal.device})")
     option("--kernels", f"whose attention and dropout (default: {normal.kernels})", choices=KERNELS)
     parser.add_argument("--quick", action="store_true", help="a short run, for a first look: half a minute at most")
@@ -142,8 +149,10 @@ def run(options: argparse.Namespace) -> int:
         device = _device(settings.device)
         torch.manual_seed(settings.seed)
         shape = GPTConfig(context=settings.context, dropout=settings.dropout, kernels=settings.kernels)
-        model = GPT(shape).to(device)
-        optimizer = _optimizer(settings, model)
+        model = GPT(shape).to(device, torch.bfloat16 if settings.precision == "bf16" else torch.float32)
+        # A bf16 parameter loses the updates below 1/256 of it, unless they are rounded stochastically.
+        rounding = {"rounding": "stochastic", "seed": settings.seed} if settings.precision == "bf16" else {}
+        optimizer = make_optimizer(settings, model, **rounding)
         # Before anything is read or printed.
         with _naming_the_device(settings):
             model.check_kernels()
@@ -161,7 +170,7 @@ def run(options: argparse.Namespace) -> int:
         generator = torch.Generator().manual_seed(settings.seed)
         batches = RandomBatches(train, settings.batch_size, settings.context, generator)
         val_batches = SequentialBatches(val, settings.batch_size, settings.context)
-        schedule = _schedule(settings)
+        schedule = make_schedule(settings)
         baseline = unigram_loss(train, val)
         trainer = Trainer(
             model,
@@ -170,6 +179,7 @@ def run(options: argparse.Namespace) -> int:
             TrainConfig(
                 max_steps=settings.steps,
                 accumulate=settings.accumulate,
+                precision=settings.precision,
                 max_grad_norm=MAX_GRAD_NORM,
                 clip_start=settings.warmup_steps,
                 eval_every=settings.eval_every,
@@ -263,28 +273,29 @@ def _naming_the_device(settings: Settings) -> Iterator[None]:
         raise UserError(f"train: --device: {settings.device} cannot train this model. {refusal}{remedy}") from refusal
 
 
-def _optimizer(settings: Settings, model: torch.nn.Module) -> FusedOptimizer:
+def make_optimizer(settings: Settings, model: torch.nn.Module, **precision: Any) -> FusedOptimizer:
+    """precision: see ``fusestep.optim.options.Precision``."""
     from fusestep import optim
 
     parameters = list(model.parameters())
-    lr = settings.peak_lr
+    options: Any = {"lr": settings.peak_lr, **precision}
     if settings.optimizer == "adamw":
         # Decay the matrices alone: biases and the scales of the norms have nothing to gain from being small.
         groups = [
             {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": WEIGHT_DECAY},
             {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
         ]
-        return optim.AdamW(groups, lr=lr)
+        return optim.AdamW(groups, **options)
     if settings.optimizer == "sgd":
-        return optim.SGD(parameters, lr=lr, momentum=0.9, nesterov=True)
+        return optim.SGD(parameters, **options, momentum=0.9, nesterov=True)
     if settings.optimizer == "rmsprop":
-        return optim.RMSprop(parameters, lr=lr)
+        return optim.RMSprop(parameters, **options)
     if settings.optimizer == "adagrad":
-        return optim.Adagrad(parameters, lr=lr)
-    return optim.Adam(parameters, lr=lr)
+        return optim.Adagrad(parameters, **options)
+    return optim.Adam(parameters, **options)
 
 
-def _schedule(settings: Settings) -> schedules.Schedule:
+def make_schedule(settings: Settings) -> schedules.Schedule:
     peak, warmup = settings.peak_lr, settings.warmup_steps
     initial = peak / 100
     match settings.schedule:

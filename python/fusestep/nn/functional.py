@@ -3,7 +3,9 @@
 They are fused kernels and keep little for the backward pass: attention its output and one number a query, dropout
 nothing. The random mask is a pure function of a seed, made again when it is needed, and the same on every device and
 with any number of threads. The seed is drawn from torch's default CPU generator unless it is given, so
-``torch.manual_seed`` repeats a run and activation checkpointing drops the same elements twice.
+``torch.manual_seed`` repeats a run and activation checkpointing drops the same elements twice. While a CUDA graph
+captures it is drawn from the device's generator, anew at each replay; a seed given as a tensor on the device is read
+there, and the host does not wait.
 
 They work under ``torch.compile`` and autocast, and refuse double backward (but for dropout, where it works).
 """
@@ -95,7 +97,7 @@ def attention(  # type: ignore[misc]  # the overloads leave the options to this 
     if alibi_slopes is not None and alibi_slopes.requires_grad:
         refuse("attention", "alibi_slopes", "a tensor that needs no gradient", "requires_grad=True",
                "Detach it, or give an additive mask, which has a gradient.")  # fmt: skip
-    dropping = _dropping("attention", dropout_p, seed, offset)
+    dropping = _dropping("attention", query, dropout_p, seed, offset)
     options = (
         mask, causal, window, key_lengths, scale, *dropping, alibi_slopes, softcap, cu_seqlens_q, cu_seqlens_k
     )  # fmt: skip
@@ -140,7 +142,7 @@ def scaled_dot_product_attention(
     if attn_mask is not None and is_causal:
         refuse(name, "attn_mask", "None with is_causal=True", "a mask",
                "fusestep.nn.functional.attention takes both.", RuntimeError)  # fmt: skip
-    dropping = (0.0, None, 0) if dropout_p == 0.0 else _dropping(name, dropout_p, None, 0)
+    dropping = (0.0, None, 0) if dropout_p == 0.0 else _dropping(name, query, dropout_p, None, 0)
     options = (attn_mask, is_causal, None, None, scale, *dropping, None, None, None, None)
     if query.is_nested is True:  # as _is_nested, without a call
         return _nested_attention(name, query, key, value, options, False)[0]
@@ -175,7 +177,7 @@ def masked_softmax(
     Raises:
         As ``attention``.
     """
-    options = (mask, causal, window, key_lengths, scale, *_dropping("masked_softmax", dropout_p, seed, offset))
+    options = (mask, causal, window, key_lengths, scale, *_dropping("masked_softmax", scores, dropout_p, seed, offset))
     return _ops.masked_softmax("masked_softmax", (scores,), options, False)[0]
 
 
@@ -213,8 +215,8 @@ def dropout(
         if x.requires_grad and x.is_leaf and torch.is_grad_enabled():
             refuse("dropout", "x", "a tensor that may be changed in place", "a leaf that requires a gradient",
                    error=RuntimeError)  # fmt: skip
-        return _ops.dropout_("dropout", x, p, _seed("dropout", seed), offset)
-    return _ops.dropout("dropout", x, p, _seed("dropout", seed), offset)
+        return _ops.dropout_("dropout", x, p, _seed("dropout", x, seed), offset)
+    return _ops.dropout("dropout", x, p, _seed("dropout", x, seed), offset)
 
 
 def dropout_add(
@@ -246,17 +248,17 @@ def dropout_add(
             x=x,
             residual=residual,
         )
-    return _ops.dropout_add("dropout_add", x, residual, p, _seed("dropout_add", seed), offset)
+    return _ops.dropout_add("dropout_add", x, residual, p, _seed("dropout_add", x, seed), offset)
 
 
-def _dropping(operation: str, p: float, seed: int | Tensor | None, offset: int) -> tuple[Any, ...]:
+def _dropping(operation: str, x: Tensor, p: float, seed: int | Tensor | None, offset: int) -> tuple[Any, ...]:
     """The options dropout_p, seed and offset. A seed is drawn only where there is something to drop."""
-    return (0.0, None, 0) if p == 0.0 else (p, _seed(operation, seed), offset)
+    return (0.0, None, 0) if p == 0.0 else (p, _seed(operation, x, seed), offset)
 
 
-def _seed(operation: str, seed: int | Tensor | None) -> int | Tensor:
+def _seed(operation: str, x: Tensor, seed: int | Tensor | None) -> int | Tensor:
     if seed is None:
-        return _ops.draw_seed()
+        return _ops.draw_seed(x.device)
     _ops.check_seed(operation, seed)
     return seed
 

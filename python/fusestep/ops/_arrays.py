@@ -70,7 +70,7 @@ def softmax_options(
     key_lengths: Any,
     scale: float | None,
     dropout_p: float,
-    seed: int | None,
+    seed: int | Any | None,
     offset: int,
 ) -> tuple[Any, ...]:
     """What attention and the masked softmax share, in the order of ``_core``. Refuses dropout without a seed."""

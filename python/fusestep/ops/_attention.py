@@ -22,7 +22,7 @@ def attention(
     softcap: float | None = None,
     scale: float | None = None,
     dropout_p: float = 0.0,
-    seed: int | None = None,
+    seed: int | Any | None = None,
     offset: int = 0,
     cu_seqlens_q: Any = None,
     cu_seqlens_k: Any = None,
@@ -51,7 +51,8 @@ def attention(
         scale: default 1 / sqrt(D).
         dropout_p: in [0, 1]: the probability with which a weight is dropped, rounded to a multiple of 2**-16.
         seed: 0 to 2**64 - 1; needed where dropout_p > 0. The weight of a query and a key is kept or dropped by seed,
-            offset, batch, head and the two positions, on every device alike.
+            offset, batch, head and the two positions, on every device alike. Or a 0-dim int64 array on the device of
+            query, whose 64 bits are read when the kernel runs.
         offset: 0 to 2**32 - 1: tells apart calls that share a seed.
         cu_seqlens_q, cu_seqlens_k: (sequences + 1,) of int32 or int64, from 0 upwards: packed sequences. The batch is
             1; sequence n has rows cu_seqlens[n] to cu_seqlens[n + 1] and counts as batch n, with positions of its own.
@@ -93,7 +94,7 @@ def attention_backward(
     softcap: float | None = None,
     scale: float | None = None,
     dropout_p: float = 0.0,
-    seed: int | None = None,
+    seed: int | Any | None = None,
     offset: int = 0,
     cu_seqlens_q: Any = None,
     cu_seqlens_k: Any = None,

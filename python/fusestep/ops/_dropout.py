@@ -9,7 +9,7 @@ from fusestep import _core
 from ._arrays import bump_versions, empty, shape_of
 
 
-def dropout(x: Any, p: float, *, seed: int, offset: int = 0, out: Any = None) -> Any:
+def dropout(x: Any, p: float, *, seed: int | Any, offset: int = 0, out: Any = None) -> Any:
     """Drops each element with probability p and scales the others by 1 / (1 - p).
 
     Element i, counted in C order whatever the layout, is kept or dropped by Philox4x32-7 at the counter
@@ -19,7 +19,7 @@ def dropout(x: Any, p: float, *, seed: int, offset: int = 0, out: Any = None) ->
     Args:
         x: float64, float32, bfloat16 or float16; any shape and layout.
         p: in [0, 1]; rounded to a multiple of 2**-16, and survivors are scaled for the rounded one. 1 gives zeros.
-        seed: 0 to 2**64 - 1.
+        seed: 0 to 2**64 - 1; or a 0-dim int64 array on the device of x, whose 64 bits are read when the kernel runs.
         offset: 0 to 2**32 - 1: tells apart calls that share a seed.
         out: where to write; it may be x itself. Default: a new array.
 
@@ -36,7 +36,7 @@ def dropout(x: Any, p: float, *, seed: int, offset: int = 0, out: Any = None) ->
     return written
 
 
-def dropout_add(x: Any, residual: Any, p: float, *, seed: int, offset: int = 0, out: Any = None) -> Any:
+def dropout_add(x: Any, residual: Any, p: float, *, seed: int | Any, offset: int = 0, out: Any = None) -> Any:
     """residual + dropout(x), in one pass and rounded once.
 
     The gradient of x is `dropout` of the gradient with the same p, seed and offset; that of the residual is the

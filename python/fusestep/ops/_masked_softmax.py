@@ -18,7 +18,7 @@ def masked_softmax(
     key_lengths: Any = None,
     scale: float = 1.0,
     dropout_p: float = 0.0,
-    seed: int | None = None,
+    seed: int | Any | None = None,
     offset: int = 0,
     out: Any = None,
     lse: Any = None,
@@ -64,7 +64,7 @@ def masked_softmax_backward(
     key_lengths: Any = None,
     scale: float = 1.0,
     dropout_p: float = 0.0,
-    seed: int | None = None,
+    seed: int | Any | None = None,
     offset: int = 0,
     grad_mask: bool = False,
 ) -> tuple[Any, ...]:

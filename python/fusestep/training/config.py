@@ -6,7 +6,11 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from fusestep._refusal import check_integer, check_number
+from fusestep._refusal import check_integer, check_number, refuse
+
+# "fp32" and "bf16" name the dtype of the parameters, in which all is then computed. "bf16-autocast": float32 parameters
+# under torch.autocast, where the matrix products and attention take bfloat16.
+PRECISIONS = ("fp32", "bf16", "bf16-autocast")
 
 
 @dataclass(frozen=True)
@@ -18,6 +22,7 @@ class TrainConfig:
 
     max_steps: int  # updates of the whole run, those before a resume included; >= 1
     accumulate: int = 1  # batches whose gradients are averaged into one update; >= 1
+    precision: str | None = None  # one of PRECISIONS; None: that of the model's parameters, without autocast
     max_grad_norm: float | None = None  # ceiling of the gradient's norm, > 0; None: what the optimizer itself has
     clip_start: int = 0  # the first update (counted from 0) that is clipped; the warm-up's length: clip after it
     eval_every: int = 100  # updates between two evaluations (the last update is always followed by one); >= 1
@@ -31,6 +36,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("max_steps", "accumulate", "eval_every", "checkpoint_every"):
             check_integer("TrainConfig", name, getattr(self, name), 1)
+        if self.precision is not None and self.precision not in PRECISIONS:
+            refuse("TrainConfig", "precision", f"one of {', '.join(PRECISIONS)}", repr(self.precision))
         check_integer("TrainConfig", "clip_start", self.clip_start, 0)
         if self.eval_batches is not None:
             check_integer("TrainConfig", "eval_batches", self.eval_batches, 1)

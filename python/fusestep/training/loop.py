@@ -77,12 +77,25 @@ class Trainer:
         Raises:
             TypeError, ValueError: in the words of the kernels.
         """
+        parameters = {"fp32": torch.float32, "bf16": torch.bfloat16, "bf16-autocast": torch.float32}
+        wanted = parameters.get(self.config.precision or "")
+        for name, parameter in self.model.named_parameters() if wanted else ():
+            if parameter.dtype != wanted:
+                refuse(
+                    "Trainer.fit",
+                    f"parameter '{name}'",
+                    f'{wanted} with precision="{self.config.precision}"',
+                    str(parameter.dtype),
+                    f"Convert the model, model.to({wanted}), before its optimizer is made.",
+                    TypeError,
+                )
         if isinstance(self.optimizer, FusedOptimizer):
             self.optimizer.check_parameters()
         for module in self.model.modules():
             check = getattr(module, "check_kernels", None)
             if callable(check):
-                check()
+                with self._autocast():
+                    check()
 
     def fit(
         self,
@@ -150,7 +163,7 @@ class Trainer:
             if count == self.config.eval_batches:
                 break
             inputs, targets = inputs.to(self._device), targets.to(self._device)
-            total += float(self.loss_fn(self.model(inputs), targets)) * inputs.numel()
+            total += float(self._loss(inputs, targets)) * inputs.numel()
             tokens += inputs.numel()
         self.model.train(was_training)
         if tokens == 0:
@@ -170,11 +183,19 @@ class Trainer:
         for _ in range(self.config.accumulate):
             inputs, targets = next(stream)
             inputs, targets = inputs.to(self._device), targets.to(self._device)
-            loss = self.loss_fn(self.model(inputs), targets) / self.config.accumulate
+            loss = self._loss(inputs, targets) / self.config.accumulate
             loss.backward()  # type: ignore[no-untyped-call]
             mean += float(loss.detach())
             self.tokens += inputs.numel()
         return mean
+
+    def _loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        with self._autocast():
+            return self.loss_fn(self.model(inputs), targets)
+
+    def _autocast(self) -> torch.autocast:
+        enabled = self.config.precision == "bf16-autocast"
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=enabled)
 
     def _update(self) -> float | None:
         """Clips, when it is time, and steps; returns the norm before clipping."""

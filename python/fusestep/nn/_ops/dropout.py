@@ -11,7 +11,7 @@ from torch.autograd.graph import increment_version
 
 from fusestep import _core
 
-from .library import Operator, SingleLevelFunction, are_many, runs_eagerly, seed_number, seed_tensor
+from .library import Operator, SingleLevelFunction, are_many, runs_eagerly, seed_for_core, seed_tensor
 
 Seed = int | Tensor
 
@@ -20,7 +20,7 @@ def dropout(operation: str, x: Tensor, p: float, seed: Seed, offset: int) -> Ten
     if not runs_eagerly((x, seed)) or x.is_meta or are_many(x):
         dropped: Tensor = torch.ops.fusestep.dropout(x, p, seed_tensor(seed), offset)
         return dropped
-    rule = (p, seed_number(seed), offset)
+    rule = (p, seed_for_core(seed, x.device), offset)
     if x.requires_grad and torch.is_grad_enabled():
         return _apply(operation, x, None, rule, False)
     out = torch.empty_like(x)
@@ -32,7 +32,7 @@ def dropout_(operation: str, x: Tensor, p: float, seed: Seed, offset: int) -> Te
     """In place."""
     if not runs_eagerly((x, seed)) or x.is_meta:
         return x.copy_(dropout(operation, x, p, seed, offset))
-    rule = (p, seed_number(seed), offset)
+    rule = (p, seed_for_core(seed, x.device), offset)
     if x.requires_grad and torch.is_grad_enabled():
         return _apply(operation, x, None, rule, True)
     _core.dropout(operation, x, x, *rule)
@@ -45,7 +45,7 @@ def dropout_add(operation: str, x: Tensor, residual: Tensor, p: float, seed: See
     if not runs_eagerly((x, residual, seed)) or x.is_meta:
         added: Tensor = torch.ops.fusestep.dropout_add(x, residual, p, seed_tensor(seed), offset)
         return added
-    rule = (p, seed_number(seed), offset)
+    rule = (p, seed_for_core(seed, x.device), offset)
     if torch.is_grad_enabled() and (x.requires_grad or residual.requires_grad):
         return _apply(operation, x, residual, rule, False)
     out = _empty_sum(x, residual)
@@ -63,7 +63,7 @@ def _empty_sum(x: Tensor, residual: Tensor) -> Tensor:
 class _Function(SingleLevelFunction):  # type: ignore[misc]  # torch's own is untyped
     @staticmethod
     def forward(
-        ctx: Any, operation: str, x: Tensor, residual: Tensor | None, rule: tuple[float, int, int], inplace: bool
+        ctx: Any, operation: str, x: Tensor, residual: Tensor | None, rule: tuple[float, Seed, int], inplace: bool
     ) -> Tensor:
         if residual is None:
             out = x if inplace else torch.empty_like(x)
@@ -92,13 +92,13 @@ _apply: Callable[..., Tensor] = _Function.apply
 
 def _op_dropout(x: Tensor, p: float, seed: Tensor, offset: int) -> Tensor:
     out = torch.empty_like(x)
-    _core.dropout("dropout", x, out, p, seed_number(seed), offset)
+    _core.dropout("dropout", x, out, p, seed_for_core(seed, x.device), offset)
     return out
 
 
 def _op_dropout_add(x: Tensor, residual: Tensor, p: float, seed: Tensor, offset: int) -> Tensor:
     out = _empty_sum(x, residual)
-    _core.dropout_add("dropout_add", x, residual, out, p, seed_number(seed), offset)
+    _core.dropout_add("dropout_add", x, residual, out, p, seed_for_core(seed, x.device), offset)
     return out
 
 

@@ -181,9 +181,13 @@ def are_many(grad: Tensor) -> bool:
     return torch._C._functorch.is_legacy_batchedtensor(grad)
 
 
-def draw_seed() -> Tensor:
-    """A new seed from torch's default CPU generator: manual_seed and activation checkpointing reproduce it."""
-    return torch.randint(2**63 - 1, (), dtype=torch.int64, device="cpu")
+def draw_seed(device: torch.device) -> Tensor:
+    """A new seed from torch's default CPU generator: manual_seed and activation checkpointing reproduce it.
+
+    While a CUDA graph captures, it comes from the device's generator instead: each replay draws another one there.
+    """
+    captured = device.type == "cuda" and not _is_compiling() and torch.cuda.is_current_stream_capturing()
+    return torch.randint(2**63 - 1, (), dtype=torch.int64, device=device if captured else "cpu")
 
 
 def check_seed(operation: str, seed: int | Tensor) -> None:
@@ -196,9 +200,11 @@ def check_seed(operation: str, seed: int | Tensor) -> None:
         refuse(operation, "seed", "an integer or a 0-dim int64 tensor", repr(seed), error=TypeError)
 
 
-def seed_number(seed: int | Tensor) -> int:
-    """For ``_core``: tensors hold the 64 bits of a seed as a signed number."""
-    return int(seed.item()) % _U64 if isinstance(seed, Tensor) else seed
+def seed_for_core(seed: int | Tensor, device: torch.device) -> int | Tensor:
+    """For ``_core``, which draws on `device`: a tensor that lies there is read there, and the host does not wait."""
+    if not isinstance(seed, Tensor) or (seed.is_cuda and seed.device == device):
+        return seed
+    return int(seed.item()) % _U64  # tensors hold the 64 bits of a seed as a signed number
 
 
 def seed_tensor(seed: int | Tensor) -> Tensor:

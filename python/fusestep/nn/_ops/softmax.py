@@ -23,7 +23,7 @@ from .library import (
     refuse_double_backward,
     refuse_forward_mode,
     runs_eagerly,
-    seed_number,
+    seed_for_core,
     seed_tensor,
 )
 
@@ -78,7 +78,7 @@ class SoftmaxOperator:
                     refuse(operation, name, "an ordinary tensor", "a nested one")
             out, lse = getattr(torch.ops.fusestep, f"{self.name}_forward").default(*inputs, *_op_options(options))
             return out, lse
-        options = _with_seed_number(options)
+        options = _for_core(options, inputs[0].device)
         if torch.is_grad_enabled():
             mask = options[_MASK]
             for x in inputs if mask is None else (*inputs, mask):
@@ -119,7 +119,7 @@ class SoftmaxOperator:
     ) -> list[Tensor | None]:
         of = (*saved[: len(self.inputs)], options[_MASK])
         grads = [torch.empty_like(x) if need else None for x, need in zip(of, needs, strict=True)]
-        self.backward_kernel(operation, grad_out, *saved, *grads, _with_seed_number(options))
+        self.backward_kernel(operation, grad_out, *saved, *grads, _for_core(options, grad_out.device))
         return grads
 
     def register(self) -> None:
@@ -152,7 +152,7 @@ class SoftmaxOperator:
 
     def _op_kernel(self, *arguments: Any) -> tuple[Tensor, Tensor]:
         inputs, options = arguments[: len(self.inputs)], arguments[len(self.inputs) :]
-        return self.kernel(self.name, *inputs, _lse_dtype(inputs[0]), _with_seed_number(options))
+        return self.kernel(self.name, *inputs, _lse_dtype(inputs[0]), _for_core(options, inputs[0].device))
 
     def _op_fake(self, *arguments: Any) -> tuple[Tensor, Tensor]:
         return self.fake_out(*arguments[: len(self.inputs)]), _empty_lse(arguments[0])
@@ -297,10 +297,11 @@ def _op_options(options: Options) -> list[Any]:
     return given
 
 
-def _with_seed_number(options: Options) -> Options:
-    """For ``_core``."""
+def _for_core(options: Options, device: torch.device) -> Options:
     seed = options[_SEED]
-    return (*options[:_SEED], seed_number(seed), *options[_SEED + 1 :]) if isinstance(seed, Tensor) else options
+    if not isinstance(seed, Tensor):
+        return options
+    return (*options[:_SEED], seed_for_core(seed, device), *options[_SEED + 1 :])
 
 
 def _lse_dtype(x: Tensor) -> torch.dtype:
