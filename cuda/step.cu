@@ -111,7 +111,7 @@ StepResult run_deferred(Session& session, const StepJob& job, const Tables& tabl
 
   DecideArguments decide{};
   decide.norm_kind = clipping.norm_kind;
-  if (job.totals.data != nullptr) {
+  if (clipping.needs_norm() && job.totals.data != nullptr) {
     decide.partial = static_cast<const double*>(job.totals.data);
     decide.slices = job.totals.numel;
   } else if (clipping.needs_norm()) {

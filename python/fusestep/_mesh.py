@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
 from fusestep import _core
+from fusestep._refusal import refuse
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -57,6 +58,34 @@ class Whole(NamedTuple):
 
     totals: Tensor  # float64: parts of the norm's sum, for _core
     found_inf: Tensor  # of one element; not 0 where any process has found one
+    shapes: list[tuple[ProcessGroup, Tensor]]  # by process: a number that stands for the shapes of its gradients
+
+    def totals_on_host(self, operation: str) -> Tensor:
+        """`totals` in CPU memory.
+
+        Raises:
+            RuntimeError: on all processes, where they brought different gradients.
+        """
+        for group, numbers in self.shapes:
+            listed = numbers.tolist()
+            if len(set(listed)) > 1:
+                _refuse_ranks(operation, group, listed)
+        return self.totals.cpu()
+
+
+def _refuse_ranks(operation: str, group: ProcessGroup, listed: list[float]) -> NoReturn:
+    import torch.distributed as dist
+
+    usual = max(listed, key=listed.count)
+    ranks = [str(dist.get_global_rank(group, i)) for i, number in enumerate(listed) if number != usual]
+    refuse(
+        operation,
+        "grads",
+        "gradients of the same parameters on all processes",
+        f"others on rank {', '.join(ranks)} than on most",
+        "Nothing was changed. All have to take the same part in a backward pass.",
+        error=RuntimeError,
+    )
 
 
 def gather(
@@ -83,17 +112,20 @@ def gather(
     device = like.device
     carried = _total(operation, [t for t in tensors if not is_spread(t)], norm_type, device)
     found = torch.zeros(1, dtype=torch.float64, device=device) if found_inf is None else found_inf.double().reshape(1)
+    shapes: list[tuple[ProcessGroup, Tensor]] = []
     for mesh in meshes:
         if mesh.get_coordinate() is None:
             continue
         own = [t for t in tensors if is_spread(t) and t.device_mesh == mesh]  # type: ignore[attr-defined]
         total = _total(operation, [local(t) for t in own if _answers_for(t)], norm_type, device)
+        number = hash(tuple(t.shape for t in own)) % 2**52  # exact in float64, the same in all processes
         for group in _groups(mesh):
-            rows = _all_gather(mesh, group, torch.cat([found, total, carried]))
+            rows = _all_gather(mesh, group, torch.cat([found, found.new_tensor([number]), total, carried]))
             found = rows[:, 0].amax().reshape(1)
-            total, carried = rows[:, 1 : 1 + total.numel()].reshape(-1), rows[0, 1 + total.numel() :]
+            shapes.append((group, rows[:, 1]))
+            total, carried = rows[:, 2 : 2 + total.numel()].reshape(-1), rows[0, 2 + total.numel() :]
         carried = torch.cat([total, carried])
-    return Whole(carried, found)
+    return Whole(carried, found, shapes)
 
 
 def _total(operation: str, parts: list[Tensor], norm_type: float, device: torch.device) -> Tensor:

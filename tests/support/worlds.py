@@ -16,7 +16,14 @@ from typing import Any
 
 START_SECONDS = 120  # on a busy machine: an interpreter and an import of torch
 CHECK_SECONDS = 60
-PRELOADED = ["torch", "torch.distributed.tensor", "torch.distributed.fsdp", "torch.distributed.checkpoint.state_dict"]
+PRELOADED = [
+    "pytest",
+    "torch.distributed.checkpoint.state_dict",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor.parallel",
+    "fusestep.nn.utils",
+    "fusestep.optim",
+]
 
 
 class World:
@@ -70,22 +77,24 @@ class World:
 
     def _answers(self, seconds: float) -> list[Any]:
         deadline = time.monotonic() + seconds
-        results, failures = [], []
+        results, failures, lost = [], [], False
         for rank, pipe in enumerate(self._pipes):
             try:
                 if not pipe.poll(max(0, deadline - time.monotonic())):
                     failures.append(f"rank {rank}: no answer within {seconds} s")
+                    lost = True
                     continue
                 failed, answer = pipe.recv()
             except (EOFError, ConnectionError):
                 failures.append(f"rank {rank}: ended")
+                lost = True
                 continue
             if failed:
                 failures.append(f"rank {rank}:\n{answer}")
             results.append(answer)
-        if failures:
-            # What the ranks would say next may belong to different checks.
+        if lost:
             self.kill()
+        if failures:
             raise AssertionError("\n".join(failures))
         return results
 

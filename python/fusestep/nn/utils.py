@@ -58,14 +58,15 @@ def clip_grad_norm_(
         "norm_type": float(norm_type),
         "on_nonfinite": "raise" if error_if_nonfinite else "propagate",
     }
-    totals = _totals("clip_grad_norm_", listed, grads, norm_type)
-    written = grads if totals is None else [_mesh.local(g) for g in grads]
+    whole = _whole("clip_grad_norm_", listed, grads, norm_type)
+    written = grads if whole is None else [_mesh.local(g) for g in grads]
     if _stays_on_device(grads, error_if_nonfinite):
         out = torch.empty((), dtype=torch.float64, device=grads[0].device)
-        _core.clip_grad_norm_("clip_grad_norm_", written, clipping, out, totals)
+        _core.clip_grad_norm_("clip_grad_norm_", written, clipping, out, None if whole is None else whole.totals)
         result = out.to(_dtype(grads))
     else:
-        result = _scalar(_core.clip_grad_norm_("clip_grad_norm_", written, clipping, None, _on_host(totals)), grads)
+        totals = None if whole is None else whole.totals_on_host("clip_grad_norm_")
+        result = _scalar(_core.clip_grad_norm_("clip_grad_norm_", written, clipping, None, totals), grads)
     _count_change(grads, written)
     return result
 
@@ -110,13 +111,14 @@ def get_total_norm(
         TypeError, ValueError, RuntimeError: as for `clip_grad_norm_`.
     """
     tensors = [tensors] if isinstance(tensors, Tensor) else list(tensors)
-    totals = _totals("get_total_norm", tensors, tensors, norm_type)
-    measured = tensors if totals is None else list(map(_mesh.local, tensors))
+    whole = _whole("get_total_norm", tensors, tensors, norm_type)
+    measured = tensors if whole is None else [_mesh.local(t) for t in tensors]
     if _stays_on_device(tensors, error_if_nonfinite):
         out = torch.empty((), dtype=torch.float64, device=tensors[0].device)
-        _core.grad_norm("get_total_norm", measured, float(norm_type), out, totals)
+        _core.grad_norm("get_total_norm", measured, float(norm_type), out, None if whole is None else whole.totals)
         return out.to(_dtype(tensors))
-    norm = _core.grad_norm("get_total_norm", measured, float(norm_type), None, _on_host(totals))
+    totals = None if whole is None else whole.totals_on_host("get_total_norm")
+    norm = _core.grad_norm("get_total_norm", measured, float(norm_type), None, totals)
     if error_if_nonfinite and not abs(norm) < float("inf"):
         refuse("get_total_norm", "tensors", "a finite norm", str(norm), error=RuntimeError)
     return _scalar(norm, tensors)
@@ -136,16 +138,12 @@ def _grads(parameters: list[Tensor]) -> list[Tensor]:
     return [p.grad for p in parameters if p.grad is not None]
 
 
-def _totals(operation: str, owners: list[Tensor], tensors: list[Tensor], norm_type: float) -> Tensor | None:
-    """The sums that make the norm of `tensors` over all processes; None where none of the `owners` is a DTensor."""
+def _whole(operation: str, owners: list[Tensor], tensors: list[Tensor], norm_type: float) -> _mesh.Whole | None:
+    """What makes the norm of `tensors` over all processes; None where none of the `owners` is a DTensor."""
     if not _mesh.any_spread(owners):
         return None
-    whole = list(map(_mesh.without_partial, tensors))
-    return _mesh.gather(operation, whole, _mesh.meshes_of(owners), float(norm_type)).totals
-
-
-def _on_host(totals: Tensor | None) -> Tensor | None:
-    return None if totals is None else totals.cpu()
+    summed = [_mesh.without_partial(t) for t in tensors]
+    return _mesh.gather(operation, summed, _mesh.meshes_of(owners), float(norm_type))
 
 
 def _count_change(tensors: list[Tensor], written: list[Tensor]) -> None:

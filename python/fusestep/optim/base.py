@@ -163,15 +163,17 @@ class FusedOptimizer(torch.optim.Optimizer):
         # Only torch.amp.GradScaler sets these two, for the time of one step, and deletes them after it.
         scale: Any = getattr(self, "grad_scale", None)
         found_inf: Any = getattr(self, "found_inf", None)
-        totals: Tensor | None = None
+        whole: _mesh.Whole | None = None
         if meshes:
             grads = sharding.placed(operation, self.param_groups, params, grads, self.rewrite_grads)
             if self._takes_norm() or found_inf is not None:
                 measured = list(chain.from_iterable(grads)) if self._takes_norm() else []
-                totals, found_inf = _mesh.gather(operation, measured, meshes, self.norm_type, found_inf)
+                whole = _mesh.gather(operation, measured, meshes, self.norm_type, found_inf)
+                found_inf = None if found_inf is None else whole.found_inf
         deferred = self._deferred(params, scale, found_inf)
-        if totals is not None and deferred is None:
-            totals = totals.cpu()
+        totals: Tensor | None = None
+        if whole is not None:
+            totals = whole.totals_on_host(operation) if deferred is None else whole.totals
         if scale is not None and deferred is None:
             clipping["grad_scale"] = float(scale)
         if found_inf is not None and deferred is None and float(found_inf) != 0.0:

@@ -124,7 +124,7 @@ def local(operation: str, groups: Sequence[dict[str, Any]], names: Sequence[str]
                 tuple(None if column is None else _parts(column) for column in states),
                 steps if isinstance(steps, int) else _parts(steps),
                 None if companions is None else _parts(companions),
-                None if numbers is None else [_numbered(p, n) for p, n in zip(params, numbers, strict=True)],
+                None if numbers is None else _numbered(operation, groups, group, params, numbers),
             )
         )
     return result
@@ -134,62 +134,74 @@ def _parts(tensors: Sequence[Any]) -> list[Any]:
     return list(map(_mesh.local, tensors))
 
 
-def _numbered(param: Any, number: int) -> int | tuple[int, int, int, int]:
+def _numbered(
+    operation: str,
+    groups: Sequence[dict[str, Any]],
+    group: dict[str, Any],
+    params: Sequence[Any],
+    numbers: Sequence[int],
+) -> list[int | tuple[int, int, int, int]]:
     """What stochastic rounding counts by: of a shard also where its elements are among those of the whole parameter."""
-    if not _mesh.is_spread(param) or param.device_mesh.get_coordinate() is None:
-        return number
-    return (number, *_positions(tuple(param.shape), param.device_mesh, param.placements))
+    result: list[int | tuple[int, int, int, int]] = []
+    for p, number in zip(params, numbers, strict=True):
+        if not _mesh.is_spread(p) or p.device_mesh.get_coordinate() is None:
+            result.append(number)
+            continue
+        positions = _positions(tuple(p.shape), p.device_mesh, p.placements)
+        if positions is None:
+            refuse(
+                operation,
+                _name("params", groups, group, p),
+                'with rounding="stochastic" a shard along the first dimension and at most one more, in one piece',
+                f"shape {tuple(p.shape)} placed as {_placed_as(p)}",
+                'Place it in another way, or take rounding="kahan".',
+            )
+        result.append((number, *positions))
+    return result
 
 
 @lru_cache(maxsize=4096)
-def _positions(shape: tuple[int, ...], mesh: DeviceMesh, placements: tuple[Any, ...]) -> tuple[int, int, int]:
-    """Element e of this process' shard is element ``first + e // run * pitch + e % run`` of the whole, in C order.
+def _positions(shape: tuple[int, ...], mesh: DeviceMesh, placements: tuple[Any, ...]) -> tuple[int, int, int] | None:
+    """Where this process' shard is in the whole, for ShardPositions of cpp/math/rounding.h: (first, run, pitch).
 
-    Returns (first, run, pitch).
+    None: its elements are no equally long runs at equal distances.
     """
     first, stride = 0, 1
-    # The dimensions of the shard, the last first: (size, distance of neighbours), merged where runs continue.
-    steps: list[tuple[int, int]] = []
+    # Of the shard, from the last dimension on: (size, distance of neighbours in the whole), merged where it goes on.
+    steps: list[tuple[int, int]] = [(1, 1)]
     for dim in reversed(range(len(shape))):
         indices = _indices(shape[dim], dim, mesh, placements)
         if not indices:
-            return 0, 1, 0
-        contiguous = indices[-1] - indices[0] == len(indices) - 1
+            return 0, 1, 0  # no element
+        if indices[-1] - indices[0] != len(indices) - 1:
+            return None
         first += indices[0] * stride
-        if len(indices) > 1:
-            if steps and contiguous and steps[-1][0] * steps[-1][1] == stride:
-                steps[-1] = (steps[-1][0] * len(indices), steps[-1][1])
-            else:
-                steps.append((len(indices), stride))
-            if not contiguous or len(steps) > 2 or (len(steps) == 2 and steps[0][1] != 1):
-                refuse(
-                    "rounding",
-                    "params",
-                    'with "stochastic" shards along the first dimension and along one more, in one piece',
-                    f"shape {shape} placed {', '.join(map(str, placements))}",
-                )
+        size, distance = steps[-1]
+        if size * distance == stride:
+            steps[-1] = (size * len(indices), distance)
+        elif len(indices) > 1:
+            steps.append((len(indices), stride))
         stride *= shape[dim]
-    if not steps:
-        return first, 1, 0
-    if steps[0][1] != 1:
-        return first, 1, steps[0][1]
+    if len(steps) > 2:
+        return None
     return first, steps[0][0], steps[1][1] if len(steps) == 2 else 0
 
 
 def _indices(size: int, dim: int, mesh: DeviceMesh, placements: tuple[Any, ...]) -> list[int]:
-    """Which indices along `dim` this process holds: torch itself shards them."""
+    """Which indices along `dim` this process holds: torch itself shards them, as if there were no other dimension."""
     from torch.distributed.tensor import Replicate, distribute_tensor
 
-    # As if the other dimensions were not there, and this one were the only one.
     along = [
-        _moved(placement, 0) if getattr(placement, "dim", None) == dim else Replicate() for placement in placements
+        _of_first_dim(placement) if getattr(placement, "dim", None) == dim else Replicate() for placement in placements
     ]
     indices = torch.arange(size, device=mesh.device_type)
     return distribute_tensor(indices, mesh, along, src_data_rank=None).to_local().tolist()
 
 
-def _moved(placement: Any, dim: int) -> Any:
+def _of_first_dim(placement: Any) -> Any:
     from torch.distributed.tensor import Shard
 
-    split_factor = getattr(placement, "split_factor", None)
-    return Shard(dim) if split_factor is None else type(placement)(dim, split_factor=split_factor)
+    split_factor = getattr(
+        placement, "split_factor", None
+    )  # of the placements that FSDP2 gives what is sharded already
+    return Shard(0) if split_factor is None else type(placement)(0, split_factor=split_factor)
