@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 SCHEMA = 1
-WHAT = ("optim", "clip", "overhead", "attention", "dropout", "training")
+WHAT = ("optim", "clip", "overhead", "attention", "dropout", "training", "sharded")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
 
     import fusestep
 
-    from . import attention, clip, dropout, machine, optim, overhead, report, training
+    from . import attention, clip, dropout, machine, optim, overhead, report, sharded, training
     from .attention_cases import QUICK_SHAPES, SHAPES
     from .cases import flat_case, gpt2_case, small_case
     from .timing import FULL, MANY, QUICK
@@ -55,6 +55,8 @@ def main(argv: Sequence[str]) -> int:
         rows += dropout.run(dropout.elements_case(args.quick), effort, say)
     if args.what in ("training", "all"):
         rows += training.run(args.quick, effort, say)
+    if args.what in ("sharded", "all"):
+        rows += sharded.run(gpt2, args.threads, effort, say)
 
     where = machine.describe()
     document = {"schema": SCHEMA, "what": args.what, "quick": args.quick, "machine": where, "results": rows}
@@ -79,7 +81,8 @@ def _parser() -> argparse.ArgumentParser:
         choices=(*WHAT, "all"),
         default="all",
         help="optim: a step of every optimizer; clip: clipping and AdamW; overhead: calls and tensors; attention: with "
-        "masks and dropout; dropout; training: a step of the GPT (default: all)",
+        "masks and dropout; dropout; training: a step of the GPT; "
+        "sharded: clipping and AdamW over two processes (default: all)",
     )
     parser.add_argument("--json", metavar="FILE", help="write the results there; '-': to standard output, no table")
     parser.add_argument(

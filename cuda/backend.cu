@@ -13,6 +13,7 @@ const Backend kBackend{
     .name = "cuda",
     .defers = true,
     .step = run_step,
+    .total = run_total,
     .transform = run_transform,
     .dropout = run_dropout,
     .attention_forward = run_attention_forward,

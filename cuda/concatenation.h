@@ -28,6 +28,7 @@ struct UpdateTensorOnDevice {
   std::int64_t begin;
   std::int64_t coefficients;
   std::int64_t layout;  // -1: flat
+  ShardPositions positions;
   std::uint32_t parameter;
   DType dtype[kMaxOperands];
   Rounding rounding;
@@ -48,6 +49,7 @@ inline UpdateTensorOnDevice on_device(const UpdateTensor& tensor, std::int32_t l
   std::copy_n(tensor.dtype, kMaxOperands, entry.dtype);
   entry.rounding = tensor.rounding;
   entry.parameter = tensor.parameter;
+  entry.positions = tensor.positions;
   entry.begin = tensor.begin;
   entry.coefficients = tensor.coefficients;
   entry.layout = layout;

@@ -75,7 +75,7 @@ template <class Norm>
 __global__ void __launch_bounds__(kCombineThreads) combine(const __grid_constant__ CombineArguments arguments) {
   __shared__ CombineMemory memory;
   const double total = combine_in_block<Norm>(arguments.partial, arguments.slices, memory);
-  if (threadIdx.x == 0) *arguments.norm = Norm::finish(total);
+  if (threadIdx.x == 0) *arguments.total = total;
 }
 
 }  // namespace

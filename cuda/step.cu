@@ -11,10 +11,10 @@ namespace fusestep::cuda {
 
 namespace {
 
-// The scratch memory of a step: [Decision][norm][partial, slices][coefficients].
+// The scratch memory of a step: [Decision][total][partial, slices][coefficients].
 struct Scratch {
   Decision* decision;
-  double* norm;
+  double* total;
   double* partial;
   unsigned char* coefficients;
 
@@ -23,7 +23,7 @@ struct Scratch {
     const std::size_t partial_bytes = (static_cast<std::size_t>(slices) * sizeof(double) + 15) / 16 * 16;
     unsigned char* memory = session.scratch(kHead + partial_bytes + coefficient_bytes + 16);
     decision = reinterpret_cast<Decision*>(memory);
-    norm = reinterpret_cast<double*>(memory + sizeof(Decision));
+    total = reinterpret_cast<double*>(memory + sizeof(Decision));
     partial = reinterpret_cast<double*>(memory + kHead);
     coefficients = memory + kHead + partial_bytes;
   }
@@ -38,11 +38,18 @@ Scalar scalar(const TensorView& view) {
   return {view.data, view.dtype == DType::float32 ? ScalarType::float32 : ScalarType::float64};
 }
 
-double norm(Session& session, const Concatenation<GradTensorOnDevice>& grads, NormKind kind, const Scratch& scratch) {
-  launch_norm(kind, {grads, scratch.partial}, session.stream());
-  launch_combine(kind, {scratch.partial, slices(grads.numel), scratch.norm}, session.stream());
+void launch_total(Session& session, const Concatenation<GradTensorOnDevice>& grads, NormKind kind, double* partial,
+                  double* total) {
+  launch_norm(kind, {grads, partial}, session.stream());
+  launch_combine(kind, {partial, slices(grads.numel), total}, session.stream());
+}
+
+double read_total(Session& session, const Concatenation<GradTensorOnDevice>& grads, NormKind kind,
+                  const Scratch& scratch) {
+  if (grads.numel == 0) return 0;
+  launch_total(session, grads, kind, scratch.partial, scratch.total);
   double result = 0;
-  session.read_back(&result, scratch.norm, sizeof result);
+  session.read_back(&result, scratch.total, sizeof result);
   return result;
 }
 
@@ -76,7 +83,7 @@ StepResult run_on_host(Session& session, const StepJob& job, const Tables& table
   const auto* coefficients = static_cast<const unsigned char*>(session.table(job.coefficients));
   std::size_t next = 0;
   return step_on_host(
-      job, [&] { return tables.grads.numel == 0 ? 0 : norm(session, tables.grads, job.clipping.norm_kind, scratch); },
+      job, [&] { return read_total(session, tables.grads, job.clipping.norm_kind, scratch); },
       [&](const UpdateBatch& batch, GradTransform<double> transform) {
         launch_update(batch, {tables.batches[next++], coefficients, nullptr, transform, batch.maximize},
                       session.stream());
@@ -102,11 +109,16 @@ StepResult run_deferred(Session& session, const StepJob& job, const Tables& tabl
   const void* device = session.table(table);
   const void* options = session.table(deferred.options);  // apart: it changes with the rate, the rest does not
 
-  if (clipping.needs_norm()) launch_norm(clipping.norm_kind, {tables.grads, scratch.partial}, session.stream());
   DecideArguments decide{};
   decide.norm_kind = clipping.norm_kind;
-  decide.partial = clipping.needs_norm() ? scratch.partial : nullptr;
-  decide.slices = slices(job.grads.numel);
+  if (job.totals.data != nullptr) {
+    decide.partial = static_cast<const double*>(job.totals.data);
+    decide.slices = job.totals.numel;
+  } else if (clipping.needs_norm()) {
+    launch_norm(clipping.norm_kind, {tables.grads, scratch.partial}, session.stream());
+    decide.partial = scratch.partial;
+    decide.slices = slices(job.grads.numel);
+  }
   decide.rule = clipping.rule();
   decide.skip_nonfinite = clipping.on_nonfinite == OnNonfinite::skip;
   decide.grad_scale = clipping.grad_scale;
@@ -140,6 +152,21 @@ StepResult run_step(const StepJob& job, const Stream& stream) {
   const StepResult result = job.deferred ? run_deferred(session, job, tables) : run_on_host(session, job, tables);
   session.finish();
   return result;
+}
+
+std::optional<double> run_total(const GradJob& job, NormKind kind, const TensorView& out, const Stream& stream) {
+  Session session(stream);
+  const Scratch scratch(session, slices(job.numel), 0);
+  const Concatenation<GradTensorOnDevice> grads =
+      job.numel > 0 ? concatenate(session, job) : Concatenation<GradTensorOnDevice>{};
+  std::optional<double> total;
+  if (out.data != nullptr) {
+    launch_total(session, grads, kind, scratch.partial, static_cast<double*>(out.data));
+  } else {
+    total = read_total(session, grads, kind, scratch);
+  }
+  session.finish();
+  return total;
 }
 
 void run_transform(const GradJob& job, GradTransform<double> transform, const Stream& stream) {

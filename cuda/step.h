@@ -40,11 +40,11 @@ struct NormArguments {
 
 void launch_norm(NormKind kind, const NormArguments&, cudaStream_t);
 
-// The norm from its slices.
+// The total of all slices.
 struct CombineArguments {
   const double* partial;
   std::int64_t slices;
-  double* norm;
+  double* total;
 };
 
 void launch_combine(NormKind kind, const CombineArguments&, cudaStream_t);
@@ -89,6 +89,7 @@ struct DecideArguments {
 void launch_decide(int optimizer, const DecideArguments&, cudaStream_t);
 
 StepResult run_step(const StepJob&, const Stream&);
+std::optional<double> run_total(const GradJob&, NormKind, const TensorView& out, const Stream&);
 void run_transform(const GradJob&, GradTransform<double>, const Stream&);
 
 }  // namespace fusestep::cuda

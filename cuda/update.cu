@@ -108,17 +108,21 @@ struct Elements {
 
   __device__ __forceinline__ void draw(const UpdateHeader& header, std::uint32_t (&numbers)[kCount]) const {
     const RoundingDraw draw{header.seed, tensor.parameter, header.step};
-    const auto group = static_cast<std::uint64_t>(first) / kRoundingGroup;
-    const auto words =
-        rounding_words<std::uint32_t>(draw, static_cast<std::uint32_t>(group), static_cast<std::uint32_t>(group >> 32));
-    const int begin = static_cast<int>(first % kRoundingGroup);
-    // Not by an index that only the run knows: the words would move to local memory.
-    const auto word = [&](int n) {
-      const std::uint32_t lower = (n & 1) != 0 ? words.word[1] : words.word[0];
-      const std::uint32_t upper = (n & 1) != 0 ? words.word[3] : words.word[2];
-      return (n & 2) != 0 ? upper : lower;
-    };
-    for (int i = 0; i < kCount; ++i) numbers[i] = word((begin + i) / 2) >> ((begin + i) % 2 * 16) & 0xffffu;
+    std::int64_t group = -1;
+    PhiloxWords<std::uint32_t> words{};
+    for (int i = 0; i < kCount; ++i) {
+      const std::int64_t position = tensor.positions.of(first + i);
+      if (position / kRoundingGroup != group) {
+        group = position / kRoundingGroup;
+        words = rounding_words<std::uint32_t>(draw, static_cast<std::uint32_t>(group),
+                                              static_cast<std::uint32_t>(static_cast<std::uint64_t>(group) >> 32));
+      }
+      // Not by an index that only the run knows: the words would move to local memory.
+      const int n = static_cast<int>(position % kRoundingGroup);
+      const std::uint32_t lower = (n & 2) != 0 ? words.word[1] : words.word[0];
+      const std::uint32_t upper = (n & 2) != 0 ? words.word[3] : words.word[2];
+      numbers[i] = ((n & 4) != 0 ? upper : lower) >> (n % 2 * 16) & 0xffffu;
+    }
   }
 
   __device__ __forceinline__ void update(const UpdateHeader& header, const CoefficientsOf<Update>& c,

@@ -27,6 +27,9 @@ struct Backend {
   // changed. The result of a deferred step stays on the device.
   StepResult (*step)(const StepJob&, const Stream&);
 
+  // The sum of the norm (math/norm.h) before finish(), into the scalar `out` on a device, else returned.
+  std::optional<double> (*total)(const GradJob&, NormKind, const TensorView& out, const Stream&);
+
   // g <- transform(g)
   void (*transform)(const GradJob&, GradTransform<double>, const Stream&);
 

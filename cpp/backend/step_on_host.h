@@ -8,10 +8,16 @@
 
 namespace fusestep {
 
-// norm() -> double; update(batch, transform) for each batch; rewrite(transform) of the gradients.
-template <class Norm, class Update, class Rewrite>
-StepResult step_on_host(const StepJob& job, const Norm& norm, const Update& update, const Rewrite& rewrite) {
+// total() -> double, of the gradients; update(batch, transform) for each batch; rewrite(transform) of the gradients.
+template <class Total, class Update, class Rewrite>
+StepResult step_on_host(const StepJob& job, const Total& total, const Update& update, const Rewrite& rewrite) {
   const Clipping& clipping = job.clipping;
+  const auto norm = [&] {
+    return with_norm(clipping.norm_kind, [&]<class Norm>(Norm) {
+      const auto* parts = static_cast<const double*>(job.totals.data);
+      return Norm::finish(parts == nullptr ? total() : combine_slices<Norm>(parts, job.totals.numel));
+    });
+  };
   StepResult result{std::nullopt, true};
   if (clipping.needs_norm()) {
     result.norm = norm() / clipping.grad_scale;

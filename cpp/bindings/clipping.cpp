@@ -69,4 +69,8 @@ Clipping read_clipping(const py::dict& given, const char* operation, const char*
   return clipping;
 }
 
+TensorView read_totals(py::handle totals, TensorReader& reader, const char* operation) {
+  return totals.is_none() ? TensorView{} : reader.read(totals, {operation, "totals"});
+}
+
 }  // namespace fusestep

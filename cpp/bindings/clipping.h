@@ -3,6 +3,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include "bindings/tensor.h"
 #include "jobs/clipping.h"
 
 namespace fusestep {
@@ -12,5 +13,8 @@ Clipping read_clipping(const pybind11::dict& given, const char* operation, const
 
 // 1, 2 or infinity.
 NormKind read_norm_kind(pybind11::handle value, const char* operation);
+
+// The parts of a norm's sum, or None.
+TensorView read_totals(pybind11::handle totals, TensorReader& reader, const char* operation);
 
 }  // namespace fusestep

@@ -44,8 +44,8 @@ class Grads {
   GradList list_;
 };
 
-// `out`: None, or a 0-dim array on the device of the gradients that takes the norm, so that nobody waits for it.
-TensorView read_norm_out(TensorReader& reader, const std::string& operation, py::handle out, Device device) {
+// `out`: None, or a 0-dim array on the device of the gradients that takes the result, so that nobody waits for it.
+TensorView read_out(TensorReader& reader, const std::string& operation, py::handle out, Device device) {
   if (out.is_none()) return {};
   const Argument argument{operation.c_str(), "out"};
   const TensorView view = reader.read(out, argument);
@@ -59,28 +59,40 @@ TensorView read_norm_out(TensorReader& reader, const std::string& operation, py:
   return view;
 }
 
-std::optional<double> clip(const std::string& operation, Grads& read, const Clipping& clipping, py::handle out) {
-  const TensorView norm = read_norm_out(read.reader(), operation, out, read.list().device());
+std::optional<double> clip(const std::string& operation, Grads& read, const Clipping& clipping, py::handle out,
+                           py::handle totals) {
+  const TensorView norm = read_out(read.reader(), operation, out, read.list().device());
+  const TensorView parts = read_totals(totals, read.reader(), operation.c_str());
   const Stream stream = read.stream();
   const py::gil_scoped_release released;
-  return read.list().clip(operation.c_str(), clipping, norm, stream).norm;
+  return read.list().clip(operation.c_str(), clipping, norm, parts, stream).norm;
 }
 
-std::optional<double> grad_norm(const std::string& operation, py::handle grads, py::handle norm_type, py::handle out) {
+std::optional<double> grad_norm(const std::string& operation, py::handle grads, py::handle norm_type, py::handle out,
+                                py::handle totals) {
   Clipping clipping;
   clipping.norm_kind = read_norm_kind(norm_type, operation.c_str());
   clipping.max_grad_norm = std::numeric_limits<double>::infinity();
   Grads read(operation, grads, false);
-  return clip(operation, read, clipping, out);
+  return clip(operation, read, clipping, out, totals);
+}
+
+std::optional<double> grad_total(const std::string& operation, py::handle grads, py::handle norm_type, py::handle out) {
+  const NormKind kind = read_norm_kind(norm_type, operation.c_str());
+  Grads read(operation, grads, false);
+  const TensorView total = read_out(read.reader(), operation, out, read.list().device());
+  const Stream stream = read.stream();
+  const py::gil_scoped_release released;
+  return read.list().total(kind, total, stream);
 }
 
 std::optional<double> clip_grad_norm(const std::string& operation, py::handle grads, const py::dict& options,
-                                     py::handle out) {
+                                     py::handle out, py::handle totals) {
   Clipping clipping = read_clipping(options, operation.c_str(), "max_norm");
   if (!clipping.max_grad_norm) clipping.max_grad_norm = std::numeric_limits<double>::infinity();  // only measure
   clipping.rewrite_grads = true;
   Grads read(operation, grads, true);
-  return clip(operation, read, clipping, out);
+  return clip(operation, read, clipping, out, totals);
 }
 
 void clip_grad_value(const std::string& operation, py::handle grads, py::handle clip_value) {
@@ -95,12 +107,18 @@ void clip_grad_value(const std::string& operation, py::handle grads, py::handle 
 }  // namespace
 
 void bind_grads(py::module_& m) {
-  m.def("grad_norm", &grad_norm, py::arg("operation"), py::arg("grads"), py::arg("norm_type"),
+  m.def(
+      "grad_norm", &grad_norm, py::arg("operation"), py::arg("grads"), py::arg("norm_type"),
+      py::arg("out") = py::none(), py::arg("totals") = py::none(),
+      "The norm over all elements of all gradients, accumulated in double; into `out` if given. `totals`: the parts of "
+      "its sum from several processes, to be added up in place of the gradients.");
+  m.def("grad_total", &grad_total, py::arg("operation"), py::arg("grads"), py::arg("norm_type"),
         py::arg("out") = py::none(),
-        "The norm over all elements of all gradients, accumulated in double; into `out` if given.");
+        "The sum of the norm before its root, as a part of `totals`; into `out` if given.");
   m.def("clip_grad_norm_", &clip_grad_norm, py::arg("operation"), py::arg("grads"), py::arg("clipping"),
-        py::arg("out") = py::none(),
-        "Scales the gradients in place as the clipping options say; returns the norm before, or puts it into `out`.");
+        py::arg("out") = py::none(), py::arg("totals") = py::none(),
+        "Scales the gradients in place as the clipping options say; returns the norm before, or puts it into `out`. "
+        "`totals`: as for grad_norm.");
   m.def("clip_grad_value_", &clip_grad_value, py::arg("operation"), py::arg("grads"), py::arg("clip_value"),
         "Clamps the gradients in place to [-clip_value, clip_value].");
 }

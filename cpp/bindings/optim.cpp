@@ -1,6 +1,7 @@
 // fusestep._core: optimizer steps.
 #include <optional>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "backend/dispatch.h"
@@ -104,8 +105,19 @@ GroupRounding read_rounding(const py::dict& options, const char* operation, std:
   return rounding;
 }
 
+// What stochastic rounding counts by: the number of the parameter among all of the optimizer, or, of a shard, (number,
+// first, run, pitch) as in ShardPositions.
+void read_number(py::handle number, StepTensor& tensor) {
+  if (PyLong_Check(number.ptr())) {
+    tensor.number = py::cast<std::uint32_t>(number);
+    return;
+  }
+  std::tie(tensor.number, tensor.positions.first, tensor.positions.run, tensor.positions.pitch) =
+      py::cast<std::tuple<std::uint32_t, std::int64_t, std::int64_t, std::int64_t>>(number);
+}
+
 // One group: (options, params, grads, states, steps, companions, numbers). `companions`: compensations or float32
-// copies, where the rounding has them. `numbers`: of each parameter among all of the optimizer; None: 0, 1, ...
+// copies, where the rounding has them. `numbers`: see read_number; None: 0, 1, ...
 template <class O>
 void add_group(StepPlan& plan, TensorReader& reader, const py::tuple& group, const typename O::Options& options,
                const GroupRounding& rounding, bool deferred, const char* operation, std::int64_t group_index) {
@@ -147,7 +159,7 @@ void add_group(StepPlan& plan, TensorReader& reader, const py::tuple& group, con
     }
     tensor.number = static_cast<std::uint32_t>(i);
     if (rounding.rounding == Rounding::stochastic && !group[6].is_none()) {
-      tensor.number = py::cast<std::uint32_t>(py::reinterpret_borrow<py::sequence>(group[6])[i]);
+      read_number(py::reinterpret_borrow<py::sequence>(group[6])[i], tensor);
     }
     steps.read(i, reader, tensor);
     plan.add<O>(options, rounding, tensor, group_index, index);
@@ -181,9 +193,10 @@ TensorView take_lr_on_device(py::dict& options, TensorReader& reader, const Argu
 
 template <class O>
 py::tuple optimizer_step(const char* operation, const py::list& groups, const py::dict& clipping,
-                         const std::optional<py::dict>& deferred) {
+                         const std::optional<py::dict>& deferred, py::handle totals) {
   TensorReader reader;
   StepPlan plan(operation, read_clipping(clipping, operation));
+  plan.take_totals(read_totals(totals, reader, operation));
   if (deferred) plan.defer<O>(read_deferred(*deferred, reader, operation));
   // The plan knows groups by the address of their options: these stay where they are.
   std::vector<typename O::Options> options;
@@ -261,17 +274,19 @@ void bind_optim(py::module_& m) {
   m.def(
       "optimizer_step",
       [](const std::string& operation, const std::string& name, const py::list& groups, const py::dict& clipping,
-         const std::optional<py::dict>& deferred) {
+         const std::optional<py::dict>& deferred, py::handle totals) {
         py::tuple result;
         with_optimizer(name, [&]<class O>(TypeList<O>) {
-          result = optimizer_step<O>(operation.c_str(), groups, clipping, deferred);
+          result = optimizer_step<O>(operation.c_str(), groups, clipping, deferred, totals);
         });
         return result;
       },
       py::arg("operation"), py::arg("name"), py::arg("groups"), py::arg("clipping"), py::arg("deferred") = py::none(),
+      py::arg("totals") = py::none(),
       "One step over all groups, each (options, params, grads, states, steps, companions, numbers). Returns (norm or "
       "None, applied). "
-      "`deferred`: the host does not wait and learns nothing; what the device reads and writes instead.");
+      "`deferred`: the host does not wait and learns nothing; what the device reads and writes instead. "
+      "`totals`: as for grad_norm; on the device where the step is deferred.");
 }
 
 }  // namespace fusestep

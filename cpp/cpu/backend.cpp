@@ -13,14 +13,18 @@ namespace fusestep {
 
 namespace {
 
-double norm(const GradJob& job, NormKind kind) {
+double sum(const GradJob& job, NormKind kind) {
   if (job.numel == 0) return 0;
   std::vector<double> partial(static_cast<std::size_t>(slices(job.numel)));
   const auto norm_slice = cpu_kernels().norm[static_cast<int>(kind)];
   for_each_slice(job.numel, [&](std::int64_t s) { partial[static_cast<std::size_t>(s)] = norm_slice(job, s); });
   return with_norm(kind, [&]<class Norm>(Norm) {
-    return Norm::finish(combine_slices<Norm>(partial.data(), static_cast<std::int64_t>(partial.size())));
+    return combine_slices<Norm>(partial.data(), static_cast<std::int64_t>(partial.size()));
   });
+}
+
+std::optional<double> total(const GradJob& job, NormKind kind, const TensorView& /*out*/, const Stream& /*stream*/) {
+  return sum(job, kind);
 }
 
 void rewrite(const GradJob& job, GradTransform<double> transform, const Stream& /*stream*/) {
@@ -37,7 +41,7 @@ void update(const UpdateBatch& batch, const unsigned char* coefficients, GradTra
 
 StepResult step(const StepJob& job, const Stream& stream) {
   return step_on_host(
-      job, [&] { return norm(job.grads, job.clipping.norm_kind); },
+      job, [&] { return sum(job.grads, job.clipping.norm_kind); },
       [&](const UpdateBatch& batch, GradTransform<double> transform) {
         update(batch, job.coefficients.data(), transform);
       },
@@ -54,6 +58,7 @@ const Backend kCpuBackend{
     .name = "cpu",
     .defers = false,
     .step = step,
+    .total = total,
     .transform = rewrite,
     .dropout = dropout,
     .attention_forward = cpu_attention_forward,

@@ -24,6 +24,7 @@ struct UpdateTensor {
   DType dtype[kMaxOperands];
   Rounding rounding;
   std::uint32_t parameter;      // its number in the step, for stochastic rounding
+  ShardPositions positions;     // for stochastic rounding
   const StridedLayout* layout;  // nullptr: all operands are flat and lie alike
   std::int64_t begin;           // where its elements start among those of all tensors
   std::int64_t coefficients;    // byte offset into the job's coefficients: an UpdateHeader, then Coefficients<T>
@@ -80,6 +81,7 @@ struct StepJob {
   std::vector<unsigned char> coefficients;  // a header and Update::Coefficients<T> for each distinct (group, step)
   GradJob grads;                            // filled where the clipping needs the norm or rewrites
   Clipping clipping;
+  TensorView totals;  // parts of the norm's sum, to be added up in place of the gradients; data == nullptr: not given
   std::vector<TensorView> step_counts;  // 0-dim, in host memory: those that go up by one when the step is applied
   std::optional<DeferredStep> deferred;
 };

@@ -18,12 +18,29 @@ enum class Rounding : std::uint8_t {
 };
 
 // Stochastic rounding draws 16 bits for each element: a function of the seed, the number of the step, the number of the
-// parameter and the position of the element in C order, and of nothing else. So the bits are the same on every device,
-// with any number of threads and processes. Eight neighbouring elements share a Philox call, with the counter
+// parameter and the position of the element in C order, in the whole tensor where it is a shard, and of nothing else.
+// So the bits are the same on every device, with any number of threads and processes. Eight neighbouring elements share
+// a Philox call, with the counter
 //   (lower and upper word of element / 8, parameter, step)
 // kRoundingStream keeps the key apart from that of a dropout mask with the same seed.
 inline constexpr int kRoundingGroup = kPhiloxNumbers;
 inline constexpr std::uint64_t kRoundingStream = 0x9d3f6c1b5a2e8047u;
+
+// Where the elements of a shard are in the whole tensor: both counted in C order, and the shard consists of equally
+// long runs of neighbours, equally far apart. The default: the tensor is whole.
+struct ShardPositions {
+  std::int64_t first = 0;        // of the shard's first element
+  std::int64_t run = INT64_MAX;  // elements
+  std::int64_t pitch = 0;        // from the start of a run to the start of the next
+
+  FUSESTEP_HD std::int64_t of(std::int64_t element) const {
+    return element < run ? first + element : first + element / run * pitch + element % run;
+  }
+  // How many elements follow each other from this one on.
+  FUSESTEP_HD std::int64_t left(std::int64_t element) const {
+    return element < run ? run - element : run - element % run;
+  }
+};
 
 struct RoundingDraw {
   std::uint64_t seed;

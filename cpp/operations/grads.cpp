@@ -1,8 +1,18 @@
 #include "operations/grads.h"
 
 #include "backend/dispatch.h"
+#include "tensors/view_layout.h"
 
 namespace fusestep {
+
+void check_totals(const TensorView& totals, Device decides, const char* operation) {
+  if (totals.data == nullptr) return;
+  const Argument argument{operation, "totals"};
+  if (totals.dtype != DType::float64 || !is_contiguous(totals)) {
+    refuse_value(argument, "contiguous float64", "another array");
+  }
+  if (totals.device != decides) refuse_value(argument, "an array where the step is decided", "one on another device");
+}
 
 void GradList::add(const TensorView& grad, const Argument& argument) {
   const Backend& backend = backend_for(grad.device, argument);
@@ -37,7 +47,8 @@ void GradList::transform(GradTransform<double> transform, const Stream& stream) 
 }
 
 StepResult GradList::clip(const char* operation, const Clipping& clipping, const TensorView& norm,
-                          const Stream& stream) const {
+                          const TensorView& totals, const Stream& stream) const {
+  check_totals(totals, norm.data != nullptr ? device_ : Device{kDeviceCpu, 0}, operation);
   StepJob step{};
   step.operation = operation;
   step.clipping = clipping;
@@ -45,8 +56,13 @@ StepResult GradList::clip(const char* operation, const Clipping& clipping, const
     step.deferred.emplace();
     step.deferred->norm = norm;
   }
+  step.totals = totals;
   step.grads = job();
   return backend().step(step, stream);
+}
+
+std::optional<double> GradList::total(NormKind kind, const TensorView& out, const Stream& stream) const {
+  return backend().total(job(), kind, out, stream);
 }
 
 }  // namespace fusestep

@@ -9,6 +9,9 @@
 
 namespace fusestep {
 
+// Refuses parts of a norm's sum that cannot be added up on the device where the step is decided.
+void check_totals(const TensorView& totals, Device decides, const char* operation);
+
 class GradList {
  public:
   // The memory must stay until the list is gone.
@@ -22,8 +25,12 @@ class GradList {
   void transform(GradTransform<double> transform, const Stream& stream) const;
 
   // The norm, and clipping in place where clipping.rewrite_grads says so. `norm`: a scalar on their device that takes
-  // the norm, in place of the result; data == nullptr: none.
-  StepResult clip(const char* operation, const Clipping& clipping, const TensorView& norm, const Stream& stream) const;
+  // the norm, in place of the result; data == nullptr: none. `totals`: as StepPlan::take_totals.
+  StepResult clip(const char* operation, const Clipping& clipping, const TensorView& norm, const TensorView& totals,
+                  const Stream& stream) const;
+
+  // The sum of the norm before its root, into the scalar `out` where it is given.
+  std::optional<double> total(NormKind kind, const TensorView& out, const Stream& stream) const;
 
  private:
   const Backend& backend() const;

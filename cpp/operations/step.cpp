@@ -111,6 +111,7 @@ void StepPlan::check_can_defer() {
 
 void StepPlan::check_together() {
   overlaps_.check();
+  check_totals(job_.totals, job_.deferred ? device_ : Device{kDeviceCpu, 0}, operation_);
   if (!job_.deferred || backend_ == nullptr) return;
   const DeferredStep& deferred = *job_.deferred;
   const auto check_scalar = [&](const TensorView& view, const char* name, std::int64_t group) {
@@ -174,6 +175,7 @@ void StepPlan::push(int variant, bool maximize, Rounding rounding, const StepTen
   }
   update.rounding = rounding;
   update.parameter = tensor.number;
+  update.positions = tensor.positions;
   // Stochastic rounding counts elements in C order, so that its draws do not depend on how the tensor lies in memory.
   const ElementOrder order = rounding == Rounding::stochastic ? ElementOrder::c_order : ElementOrder::memory;
   update.layout = layouts_.layout_of(views, operands, num_views, {operation_, "params", index, group}, order);
@@ -182,8 +184,8 @@ void StepPlan::push(int variant, bool maximize, Rounding rounding, const StepTen
   end.begin = update.begin + tensor.param.numel;
   batch.tensors.push_back(end);
 
-  if (job_.clipping.needs_norm() || job_.clipping.rewrite_grads)
-    grads_.add(tensor.grad, {operation_, "grads", index, group});
+  const bool adds_up = job_.clipping.needs_norm() && job_.totals.data == nullptr;
+  if (adds_up || job_.clipping.rewrite_grads) grads_.add(tensor.grad, {operation_, "grads", index, group});
 }
 
 UpdateBatch& StepPlan::batch_for(int variant, Arithmetic arithmetic, bool maximize) {

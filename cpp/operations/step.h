@@ -24,6 +24,7 @@ struct StepTensor {
   TensorView step_count;          // data == nullptr: the caller counts
   double step = 1;                // 1-based number of this step
   std::uint32_t number = 0;       // of the parameter among all, for stochastic rounding
+  ShardPositions positions;       // for stochastic rounding
 };
 
 // How the parameters of a group are rounded.
@@ -87,6 +88,10 @@ class StepPlan {
     });
     job_.deferred->lr.push_back(lr);
   }
+
+  // The norm's sum is added up from these parts (of the gradients of several processes, before the root) in place of
+  // the gradients. To be called before the first add.
+  void take_totals(const TensorView& totals) { job_.totals = totals; }
 
   // Makes room for the arrays of so many more parameters. Vectors that grow by doubling would need three times as much.
   void reserve(std::size_t params) { overlaps_.reserve(params * kMaxArrays); }

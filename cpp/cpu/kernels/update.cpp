@@ -85,15 +85,32 @@ constexpr std::int64_t kChunk = kStridedBuffer;
 template <class T>
 constexpr DType kArithmeticDType = sizeof(T) == 8 ? DType::float64 : DType::float32;
 
-// The 16 bits of elements [first, first + count), at `numbers` + first % kRandomBlock.
-FUSESTEP_HD const std::uint16_t* draw_numbers(const RoundingDraw& draw, std::int64_t first, std::int64_t count,
-                                              std::uint16_t* numbers) {
+// The room that the random numbers of a chunk need: whole blocks are drawn, and more than one at either end is not.
+constexpr std::int64_t kChunkNumbers = kChunk + 2 * kRandomBlock;
+
+// The 16 bits of positions [first, first + count), at `numbers` + first % kRandomBlock.
+FUSESTEP_HD const std::uint16_t* draw_neighbours(const RoundingDraw& draw, std::int64_t first, std::int64_t count,
+                                                 std::uint16_t* numbers) {
   const std::int64_t begin = first / kRandomBlock * kRandomBlock;
   for (std::int64_t block = begin; block < first + count; block += kRandomBlock) {
     random_block(block, numbers + (block - begin),
                  [&](Vec<std::uint32_t> low, std::uint32_t high) { return rounding_words(draw, low, high); });
   }
   return numbers + (first - begin);
+}
+
+// The 16 bits of elements [first, first + count) of a tensor, somewhere in `numbers`, which has room for kChunkNumbers.
+FUSESTEP_HD const std::uint16_t* draw_numbers(const RoundingDraw& draw, const ShardPositions& positions,
+                                              std::int64_t first, std::int64_t count, std::uint16_t* numbers) {
+  if (count <= positions.left(first)) return draw_neighbours(draw, positions.of(first), count, numbers);
+  alignas(64) std::uint16_t run_numbers[kChunkNumbers];
+  for (std::int64_t i = 0; i < count;) {
+    const std::int64_t run = std::min(count - i, positions.left(first + i));
+    const std::uint16_t* const drawn = draw_neighbours(draw, positions.of(first + i), run, run_numbers);
+    memcpy(numbers + i, drawn, static_cast<std::size_t>(run) * sizeof *numbers);
+    i += run;
+  }
+  return numbers;
 }
 
 // The tensor that the arithmetic updates: a parameter with a float32 copy is that copy.
@@ -157,7 +174,7 @@ template <class Update, class T>
 void update_converted(const CoefficientsOf<Update, T>& c, const GradTransform<T>& transform, const UpdateTensor& tensor,
                       RoundingDraw draw, std::int64_t first, std::int64_t count) {
   alignas(64) T buffer[kCompanion][kChunk];
-  alignas(64) std::uint16_t numbers[kChunk + kRandomBlock];
+  alignas(64) std::uint16_t numbers[kChunkNumbers];
   std::uint16_t rotated[kChunk];
   ElementCursor from(tensor.layout, first);
   ElementCursor to(tensor.layout, first);
@@ -179,7 +196,7 @@ void update_converted(const CoefficientsOf<Update, T>& c, const GradTransform<T>
     });
     update_flat<Update, T>(c, transform, at[0], at[1], at + kFirstState, n);
     const bool stochastic = tensor.rounding == Rounding::stochastic;
-    const std::uint16_t* const drawn = stochastic ? draw_numbers(draw, first, n, numbers) : nullptr;
+    const std::uint16_t* const drawn = stochastic ? draw_numbers(draw, tensor.positions, first, n, numbers) : nullptr;
     for_each_operand([&](int k, int operand) {
       if (k == 1 || at[k] != buffer[k]) return;
       const std::uint16_t* own = drawn;

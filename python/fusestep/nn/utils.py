@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from fusestep import _core
+from fusestep import _core, _mesh
 from fusestep._refusal import refuse
 
 __all__ = ["clip_grad_norm_", "clip_grad_value_", "get_total_norm"]
@@ -51,20 +51,23 @@ def clip_grad_norm_(
         ValueError: another norm, or a `max_norm` out of range.
         RuntimeError: the norm is not finite, with `error_if_nonfinite`.
     """
-    grads = _grads(parameters)
+    listed = _listed(parameters)
+    grads = _grads(listed)
     clipping = {
         "max_norm": max_norm,
         "norm_type": float(norm_type),
         "on_nonfinite": "raise" if error_if_nonfinite else "propagate",
     }
+    totals = _totals("clip_grad_norm_", listed, grads, norm_type)
+    written = grads if totals is None else [_mesh.local(g) for g in grads]
     if _stays_on_device(grads, error_if_nonfinite):
         out = torch.empty((), dtype=torch.float64, device=grads[0].device)
-        _core.clip_grad_norm_("clip_grad_norm_", grads, clipping, out)
-        increment_version(grads)
-        return out.to(_dtype(grads))
-    norm = _core.clip_grad_norm_("clip_grad_norm_", grads, clipping)
-    increment_version(grads)
-    return _scalar(norm, grads)
+        _core.clip_grad_norm_("clip_grad_norm_", written, clipping, out, totals)
+        result = out.to(_dtype(grads))
+    else:
+        result = _scalar(_core.clip_grad_norm_("clip_grad_norm_", written, clipping, None, _on_host(totals)), grads)
+    _count_change(grads, written)
+    return result
 
 
 def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float, foreach: bool | None = None) -> None:
@@ -79,9 +82,13 @@ def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float, f
         TypeError: gradients of another dtype, layout or device.
         ValueError: a `clip_value` out of range.
     """
-    grads = _grads(parameters)
-    _core.clip_grad_value_("clip_grad_value_", grads, float(clip_value))
-    increment_version(grads)
+    grads = _grads(_listed(parameters))
+    for i, g in enumerate(grads if _mesh.any_spread(grads) else ()):
+        if _mesh.without_partial(g) is not g:
+            refuse("clip_grad_value_", f"grads[{i}]", "shards or replicas", "a partial sum", "Redistribute it first.")
+    written = [_mesh.local(g) for g in grads]
+    _core.clip_grad_value_("clip_grad_value_", written, float(clip_value))
+    _count_change(grads, written)
 
 
 def get_total_norm(
@@ -103,24 +110,49 @@ def get_total_norm(
         TypeError, ValueError, RuntimeError: as for `clip_grad_norm_`.
     """
     tensors = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+    totals = _totals("get_total_norm", tensors, tensors, norm_type)
+    measured = tensors if totals is None else list(map(_mesh.local, tensors))
     if _stays_on_device(tensors, error_if_nonfinite):
         out = torch.empty((), dtype=torch.float64, device=tensors[0].device)
-        _core.grad_norm("get_total_norm", tensors, float(norm_type), out)
+        _core.grad_norm("get_total_norm", measured, float(norm_type), out, totals)
         return out.to(_dtype(tensors))
-    norm = _core.grad_norm("get_total_norm", tensors, float(norm_type))
+    norm = _core.grad_norm("get_total_norm", measured, float(norm_type), None, _on_host(totals))
     if error_if_nonfinite and not abs(norm) < float("inf"):
         refuse("get_total_norm", "tensors", "a finite norm", str(norm), error=RuntimeError)
     return _scalar(norm, tensors)
 
 
-def _grads(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
-    if isinstance(parameters, Tensor):
-        parameters = [parameters]
-    listed = list(parameters)
-    if not listed and isinstance(parameters, GeneratorType):
+def _listed(tensors: Tensor | Iterable[Tensor]) -> list[Tensor]:
+    if isinstance(tensors, Tensor):
+        return [tensors]
+    listed = list(tensors)
+    if not listed and isinstance(tensors, GeneratorType):
         # Mostly model.parameters() kept in a variable and used a second time.
         warnings.warn("`parameters` is an empty generator: no gradient is clipped", stacklevel=3)
-    return [p.grad for p in listed if p.grad is not None]
+    return listed
+
+
+def _grads(parameters: list[Tensor]) -> list[Tensor]:
+    return [p.grad for p in parameters if p.grad is not None]
+
+
+def _totals(operation: str, owners: list[Tensor], tensors: list[Tensor], norm_type: float) -> Tensor | None:
+    """The sums that make the norm of `tensors` over all processes; None where none of the `owners` is a DTensor."""
+    if not _mesh.any_spread(owners):
+        return None
+    whole = list(map(_mesh.without_partial, tensors))
+    return _mesh.gather(operation, whole, _mesh.meshes_of(owners), float(norm_type)).totals
+
+
+def _on_host(totals: Tensor | None) -> Tensor | None:
+    return None if totals is None else totals.cpu()
+
+
+def _count_change(tensors: list[Tensor], written: list[Tensor]) -> None:
+    """For autograd: also of the DTensors whose local parts were written."""
+    increment_version(tensors)
+    if _mesh.any_spread(tensors):
+        increment_version(written)
 
 
 def _stays_on_device(tensors: list[Tensor], error_if_nonfinite: bool) -> bool:

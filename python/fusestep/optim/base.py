@@ -13,22 +13,13 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from fusestep import _core
+from fusestep import _core, _mesh
 from fusestep._refusal import refuse
 
+from . import sharding
 from .options import CLIPPING_DEFAULTS, PRECISION_DEFAULTS, STATE_DTYPES, Extras
+from .sharding import Group
 
-# The options of a group, its parameters, gradients, states, step counts, companions (what the rounding keeps beside the
-# parameters) and the positions of the parameters among all: what _core.optimizer_step takes.
-Group: TypeAlias = tuple[
-    Mapping[str, Any],
-    Sequence[Any],
-    Sequence[Any],
-    tuple[Sequence[Any] | None, ...],
-    int | Sequence[Any],
-    Sequence[Any] | None,
-    Sequence[int] | None,
-]
 States: TypeAlias = tuple[tuple[Sequence[Any] | None, ...], int | Sequence[Any], Sequence[Any] | None]
 
 # Only where CUDA is emulated in CPU memory, for the tests.
@@ -167,16 +158,26 @@ class FusedOptimizer(torch.optim.Optimizer):
 
         operation, kernel = f"{type(self).__name__}.step", self._kernel(self.param_groups)
         params, grads = self._with_gradients()
+        meshes = sharding.meshes(self.param_groups)
         clipping = self._clipping()
         # Only torch.amp.GradScaler sets these two, for the time of one step, and deletes them after it.
         scale: Any = getattr(self, "grad_scale", None)
         found_inf: Any = getattr(self, "found_inf", None)
+        totals: Tensor | None = None
+        if meshes:
+            grads = sharding.placed(operation, self.param_groups, params, grads, self.rewrite_grads)
+            if self._takes_norm() or found_inf is not None:
+                measured = list(chain.from_iterable(grads)) if self._takes_norm() else []
+                totals, found_inf = _mesh.gather(operation, measured, meshes, self.norm_type, found_inf)
         deferred = self._deferred(params, scale, found_inf)
+        if totals is not None and deferred is None:
+            totals = totals.cpu()
         if scale is not None and deferred is None:
             clipping["grad_scale"] = float(scale)
         if found_inf is not None and deferred is None and float(found_inf) != 0.0:
-            if self.max_grad_norm is not None or self.on_nonfinite in ("skip", "raise"):
-                scaled = _core.grad_norm(operation, list(chain.from_iterable(grads)), self.norm_type)
+            if self._takes_norm():
+                measured = list(chain.from_iterable(grads)) if totals is None else []
+                scaled = _core.grad_norm(operation, measured, self.norm_type, totals=totals)
                 self.grad_norm = scaled / clipping.get("grad_scale", 1.0)
             self.skipped_steps += 1
             return loss
@@ -197,8 +198,10 @@ class FusedOptimizer(torch.optim.Optimizer):
                 "The graph would start it anew at each replay: make one step first.",
                 error=RuntimeError,
             )
+        if meshes:
+            work = sharding.local(operation, self.param_groups, list(self._states), work)
         try:
-            norm, applied = _core.optimizer_step(operation, kernel, work, clipping, deferred)
+            norm, applied = _core.optimizer_step(operation, kernel, work, clipping, deferred, totals)
         except (TypeError, ValueError) as refusal:
             raise type(refusal)(self._in_group_indices(str(refusal), kernel, params)) from None
         if deferred is None:
@@ -212,6 +215,9 @@ class FusedOptimizer(torch.optim.Optimizer):
         for changed in (params, grads) if self.rewrite_grads else (params,):
             for tensors in changed:
                 increment_version(tensors)
+        if meshes:
+            for _, parts, gradients, *_ in work:
+                increment_version([*parts, *gradients] if self.rewrite_grads else parts)
         return loss
 
     def check_parameters(self) -> None:
@@ -308,6 +314,9 @@ class FusedOptimizer(torch.optim.Optimizer):
     def _clipping(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in CLIPPING_DEFAULTS}
 
+    def _takes_norm(self) -> bool:
+        return self.max_grad_norm is not None or self.on_nonfinite in ("skip", "raise")
+
     def _deferred(self, params: list[list[Tensor]], scale: Any, found_inf: Any) -> dict[str, Any] | None:
         """What a capturable step reads and writes on the device; None where the host decides."""
         flags = {bool(group.get("capturable")) for group in self.param_groups}
@@ -325,7 +334,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         if first is None or (first.device.type == "cpu" and not _CPU_DEFERS):
             return None
         device = first.device
-        takes_norm = self.max_grad_norm is not None or self.on_nonfinite in ("skip", "raise")
+        takes_norm = self._takes_norm()
         # The same tensors from step to step: a graph writes to these.
         if takes_norm and not isinstance(self.grad_norm, Tensor):
             self.grad_norm = torch.zeros((), dtype=torch.float64, device=device)
