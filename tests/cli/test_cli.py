@@ -9,6 +9,7 @@ import sys
 
 import fusestep
 import pytest
+import small_runs
 import torch
 from fusestep.cli import main, train
 from fusestep.training import read_metrics
@@ -49,7 +50,7 @@ def test_a_run_leaves_all_its_files_and_says_what_it_did(capsys, text, run_dir):
     succeed("train", "--text", text, "--run-dir", run_dir, *TINY)
     out, err = capsys.readouterr()
     assert {path.name for path in run_dir.iterdir()} == {
-        "config.json", "metrics.jsonl", "curves.png", "checkpoint.pt", "sample.txt",
+        "config.json", "metrics.jsonl", "curves.png", "checkpoints", "sample.txt",
     }  # fmt: skip
     metrics = read_metrics(run_dir / "metrics.jsonl")
     assert [m.step for m in metrics] == [1, 2, 3, 4, 5, 6]
@@ -79,7 +80,7 @@ def test_quick_is_a_short_run_of_its_own():
 def test_resume_with_more_steps(capsys, text, run_dir):
     succeed("train", "--text", text, "--run-dir", run_dir, *TINY)
     succeed("train", "--run-dir", run_dir, "--resume", "--steps", "9")
-    assert f"resumed from {run_dir / 'checkpoint.pt'}" in capsys.readouterr().out
+    assert f"resumed from {run_dir / 'checkpoints'}" in capsys.readouterr().out
     assert [m.step for m in read_metrics(run_dir / "metrics.jsonl")] == list(range(1, 10))
     assert json.loads((run_dir / "config.json").read_text())["settings"]["steps"] == 9
     succeed("train", "--run-dir", run_dir, "--resume")
@@ -87,13 +88,10 @@ def test_resume_with_more_steps(capsys, text, run_dir):
 
 
 def test_resume_goes_on_bit_for_bit(text, run_dir, tmp_path):
-    def final(directory):
-        return torch.load(directory / "checkpoint.pt", weights_only=True)
-
     succeed("train", "--text", text, "--run-dir", tmp_path / "straight", *TINY, "--steps", "120")
     succeed("train", "--text", text, "--run-dir", run_dir, *TINY, "--steps", "120")
-    succeed("train", "--run-dir", run_dir, "--resume", run_dir / "checkpoint.prev.pt")  # from step 100
-    straight, resumed = final(tmp_path / "straight")["model"], final(run_dir)["model"]
+    succeed("train", "--run-dir", run_dir, "--resume", run_dir / "checkpoints" / "step-00000100")
+    straight, resumed = (small_runs.last_checkpoint(run)["model"] for run in (tmp_path / "straight", run_dir))
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
 
 
@@ -127,15 +125,16 @@ def test_resume_without_a_run(capsys, run_dir):
 
 def test_resume_of_a_damaged_checkpoint(capsys, text, run_dir):
     succeed("train", "--text", text, "--run-dir", run_dir, *TINY, "--steps", "101")
-    checkpoint = run_dir / "checkpoint.pt"
-    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    checkpoint, earlier = (run_dir / "checkpoints" / f"step-{step:08d}" for step in (101, 100))
+    model = checkpoint / "model.safetensors"
+    model.write_bytes(model.read_bytes()[:1000])
     capsys.readouterr()
     assert main(["train", "--run-dir", str(run_dir), "--resume"]) == 2
     error = capsys.readouterr().err
     assert f"'{checkpoint}' is corrupt or truncated" in error
-    assert f"resume from '{run_dir / 'checkpoint.prev.pt'}'" in error
+    assert f"resume from '{earlier}'" in error
     assert "Traceback" not in error
-    succeed("train", "--run-dir", run_dir, "--resume", run_dir / "checkpoint.prev.pt")
+    succeed("train", "--run-dir", run_dir, "--resume", earlier)
     assert len(read_metrics(run_dir / "metrics.jsonl")) == 101
 
 
@@ -265,7 +264,7 @@ def test_info_without_torch(capsys, monkeypatch):
     assert "not found" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("missing", ["torch", "tqdm"])
+@pytest.mark.parametrize("missing", ["torch", "tqdm", "safetensors"])
 def test_train_says_what_to_install(missing, capsys, monkeypatch, run_dir):
     monkeypatch.setitem(sys.modules, missing, None)
     line = fail(capsys, "train", "--run-dir", run_dir)

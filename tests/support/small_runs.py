@@ -6,7 +6,7 @@ import pytest
 import torch
 from fusestep.data import RandomBatches, SequentialBatches, read_text, split_text
 from fusestep.models import GPT, GPTConfig
-from fusestep.training import TrainConfig
+from fusestep.training import TrainConfig, checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -36,3 +36,8 @@ def data(seed: int = 0, batch_size: int = BATCH, length: int = 2000):
 
 def config(max_steps: int, **settings) -> TrainConfig:
     return TrainConfig(max_steps, **{"progress": False, "eval_every": 4, "checkpoint_every": 5, **settings})
+
+
+def last_checkpoint(run_dir) -> dict:
+    """The state that the last checkpoint of the run holds."""
+    return checkpoint.read(checkpoint.find(run_dir / "checkpoints"))

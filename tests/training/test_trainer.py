@@ -117,7 +117,7 @@ def test_resume_is_the_straight_run_bit_for_bit(tmp_path, library, stop):
     first.fit(*small_runs.data())
     torch.manual_seed(77)  # whatever happened in between
     second = make_trainer(optimizer_class, 20, seed=9, run_dir=tmp_path, history=history, accumulate=2)
-    second.fit(*small_runs.data(seed=9), resume_from=tmp_path / "checkpoint.pt")
+    second.fit(*small_runs.data(seed=9), resume_from=tmp_path / "checkpoints")
 
     assert everything(second) == everything(straight)
     # The first session evaluated at its own end, too; the clock is not part of the run.
@@ -136,7 +136,7 @@ def test_steps_behind_the_checkpoint_are_made_again(tmp_path):
         file.write("".join(json.dumps({**line, "step": step, "loss": -1.0}) + "\n" for step in (6, 7)))
         file.write('{"step": 8, "los')
     make_trainer(fusestep.optim.AdamW, 9, run_dir=tmp_path).fit(
-        *small_runs.data(), resume_from=tmp_path / "checkpoint.pt"
+        *small_runs.data(), resume_from=tmp_path / "checkpoints"
     )
     steps = read_metrics(metrics)
     assert [m.step for m in steps] == list(range(1, 10))
@@ -146,7 +146,7 @@ def test_steps_behind_the_checkpoint_are_made_again(tmp_path):
 def test_nothing_left_to_do(tmp_path):
     make_trainer(fusestep.optim.AdamW, 3, run_dir=tmp_path).fit(*small_runs.data())
     again = make_trainer(fusestep.optim.AdamW, 3, run_dir=tmp_path)
-    assert again.fit(*small_runs.data(), resume_from=tmp_path / "checkpoint.pt") is None
+    assert again.fit(*small_runs.data(), resume_from=tmp_path / "checkpoints") is None
     assert again.step == 3
 
 
@@ -269,7 +269,7 @@ def test_metrics_are_strict_json(tmp_path):
     assert {name: everything(trainer)[name] for name in before if name != "rng"} == {
         name: value for name, value in before.items() if name != "rng"
     }
-    assert not (tmp_path / "checkpoint.pt").exists()  # nothing worth keeping
+    assert not (tmp_path / "checkpoints").exists()  # nothing worth keeping
 
 
 @pytest.mark.parametrize("library", [fusestep.optim, torch.optim])
@@ -295,7 +295,7 @@ def test_a_run_that_diverges_ends_and_keeps_its_checkpoint(tmp_path, library):
     ):
         trainer.fit(small_runs.data()[0])
     assert trainer.step == 16
-    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 6
+    assert small_runs.last_checkpoint(tmp_path)["step"] == 6
 
 
 def test_evaluation_weighs_tokens_and_leaves_no_trace():
@@ -361,9 +361,9 @@ def test_batches_that_cannot_be_resumed_are_refused(tmp_path):
     make_trainer(fusestep.optim.AdamW, 2, run_dir=tmp_path).fit([batch])
     again = make_trainer(fusestep.optim.AdamW, 4, run_dir=tmp_path)
     with pytest.raises(TypeError, match=r"Trainer.fit: train_batches: expected batches with state_dict .*, got list"):
-        again.fit([batch], resume_from=tmp_path / "checkpoint.pt")
+        again.fit([batch], resume_from=tmp_path / "checkpoints")
     with pytest.raises(CheckpointError, match=r"data: expected the position in the training batches"):
-        again.fit(*small_runs.data(), resume_from=tmp_path / "checkpoint.pt")
+        again.fit(*small_runs.data(), resume_from=tmp_path / "checkpoints")
 
 
 def test_an_existing_run_is_refused_or_overwritten(tmp_path):
@@ -374,7 +374,7 @@ def test_an_existing_run_is_refused_or_overwritten(tmp_path):
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == 6
     make_trainer(fusestep.optim.AdamW, 2, run_dir=tmp_path, overwrite=True).fit(*small_runs.data())
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == 2
-    assert not (tmp_path / "checkpoint.prev.pt").exists()
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
@@ -387,6 +387,7 @@ def test_an_existing_run_is_refused_or_overwritten(tmp_path):
         ({"eval_every": 0}, ValueError),
         ({"eval_batches": 0}, ValueError),
         ({"checkpoint_every": -1}, ValueError),
+        ({"keep_last": 0}, ValueError),
         ({"clip_start": -1}, ValueError),
         ({"max_grad_norm": 0.0}, ValueError),
         ({"max_grad_norm": math.nan}, ValueError),
@@ -417,7 +418,7 @@ def test_curves_without_matplotlib(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.warns(UserWarning, match=r"curves.png was not written: .*pip install matplotlib"):
         make_trainer(fusestep.optim.AdamW, 1, run_dir=tmp_path).fit(*small_runs.data())
-    assert (tmp_path / "checkpoint.pt").exists()
+    assert small_runs.last_checkpoint(tmp_path)["step"] == 1
 
 
 def test_curves_of_unusual_runs(tmp_path):
@@ -462,7 +463,7 @@ def test_ctrl_c_ends_after_the_update_in_progress(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         trainer.fit(*small_runs.data())
     assert trainer.step == 3
-    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 3
+    assert small_runs.last_checkpoint(tmp_path)["step"] == 3
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
@@ -514,7 +515,7 @@ def test_ctrl_c_in_a_terminal_leaves_a_usable_checkpoint(tmp_path):
     assert process.returncode == 130, err
     assert f"to go on: fusestep train --run-dir {run_dir} --resume" in out
     assert "Traceback" not in err
-    stopped = torch.load(run_dir / "checkpoint.pt", weights_only=True)["step"]
+    stopped = small_runs.last_checkpoint(run_dir)["step"]
     assert 5 <= stopped < 40
     assert len(read_metrics(metrics)) == stopped
 

@@ -123,7 +123,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         nargs="?",
         const="",
         metavar="CHECKPOINT",
-        help="go on with the run in the run directory, with its settings (default: from its checkpoint.pt)",
+        help="go on with the run in the run directory, with its settings (default: from its last checkpoint)",
     )
     existing.add_argument("--overwrite", action="store_true", help="delete the run that the run directory holds")
     parser.set_defaults(run=run)
@@ -132,10 +132,13 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(options: argparse.Namespace) -> int:
     """Trains, and says on stdout what it does."""
     try:
+        import safetensors  # noqa: F401  # by fusestep.training
         import torch
         import tqdm  # type: ignore[import-untyped]
     except ImportError as missing:
-        raise UserError(f"train needs torch and tqdm: {missing}. Try: pip install 'fusestep[train]'") from missing
+        raise UserError(
+            f"train needs torch, tqdm and safetensors: {missing}. Try: pip install 'fusestep[train]'"
+        ) from missing
 
     from fusestep.data import RandomBatches, SequentialBatches, read_text, split_text, unigram_loss
     from fusestep.models import GPT, GPTConfig
@@ -143,7 +146,7 @@ def run(options: argparse.Namespace) -> int:
     from fusestep.training.rundir import RunDir
 
     run_dir = RunDir(Path(options.run_dir))
-    resume_from = None if options.resume is None else Path(options.resume or run_dir.checkpoint)
+    resume_from = None if options.resume is None else Path(options.resume or run_dir.to_resume)
     with as_user_errors(ValueError, OSError):
         settings, saved = _settings(options, run_dir.config)
         device = _device(settings.device)
@@ -211,7 +214,7 @@ def run(options: argparse.Namespace) -> int:
         with as_user_errors(CheckpointError, TrainingDiverged):
             end = trainer.fit(batches, val_batches, resume_from=resume_from)
     except KeyboardInterrupt:
-        if run_dir.checkpoint.exists():
+        if run_dir.to_resume.exists():
             print(f"\ninterrupted; to go on: fusestep train --run-dir {run_dir.path} --resume")
         raise
     if end is None:
@@ -224,7 +227,7 @@ def run(options: argparse.Namespace) -> int:
     sample = _sample(model, bytes(val[:PROMPT_BYTES].tolist()), settings.seed)
     run_dir.sample.write_text(sample, encoding="utf-8")
     print(f"\na sample, which goes on from the first {PROMPT_BYTES} validation bytes:\n\n{sample}\n")
-    print(f"see {run_dir.curves} for the curves; {run_dir.path} has the metrics and the checkpoint")
+    print(f"see {run_dir.curves} for the curves; {run_dir.path} has the metrics and the checkpoints")
     return 0
 
 

@@ -29,6 +29,7 @@ class TrainConfig:
     eval_batches: int | None = None  # validation batches an evaluation, the first ones; None: all
     run_dir: str | Path | None = None  # where metrics, curves and checkpoints go; None: nothing is written
     checkpoint_every: int = 100  # updates between two checkpoints (the last update is always saved); >= 1
+    keep_last: int | None = 2  # checkpoints that are kept; >= 1; None: all
     overwrite: bool = False  # delete the run that run_dir holds, instead of refusing to start
     baseline_loss: float | None = None  # a loss to compare with, drawn as a line in the curves
     progress: bool = True  # a tqdm bar on stderr with loss, rate, norm and tokens/s
@@ -41,6 +42,8 @@ class TrainConfig:
         check_integer("TrainConfig", "clip_start", self.clip_start, 0)
         if self.eval_batches is not None:
             check_integer("TrainConfig", "eval_batches", self.eval_batches, 1)
+        if self.keep_last is not None:
+            check_integer("TrainConfig", "keep_last", self.keep_last, 1)
         if self.max_grad_norm is not None:
             check_number("TrainConfig", "max_grad_norm", self.max_grad_norm, 0.0, exclusive=True)
         if self.baseline_loss is not None:

@@ -110,13 +110,15 @@ class Trainer:
             ``state_dict`` and ``load_state_dict`` here, which ``fusestep.data.RandomBatches`` and torchdata's
             ``StatefulDataLoader`` have.
         val_batches: pairs too, iterated from the beginning at each evaluation (default: no evaluation).
-        resume_from: a checkpoint of this run; it then goes on bit for bit as if it had never stopped.
+        resume_from: a checkpoint of this run, or a directory of them, whose last one is taken; the run then goes on
+            bit for bit as if it had never stopped.
 
         Returns the metrics of the last update, None when there was none left to make. Ctrl-C ends the run
         after the update in progress, writes a checkpoint if there is a ``run_dir``, and raises
         KeyboardInterrupt; a second Ctrl-C does not wait for that.
         Raises ValueError for a ``run_dir`` that holds another run, CheckpointError for a bad checkpoint,
-        TrainingDiverged when the loss or the gradient stays infinite or NaN.
+        TrainingDiverged when the loss or the gradient stays infinite or NaN. A checkpoint that cannot be written
+        (a full disk) is a warning.
         """
         self.check()
         config, run_dir, metrics = self.config, self._open_run_dir(resume_from), None
@@ -144,9 +146,9 @@ class Trainer:
                     report(metrics)
                 self._check_finite(metrics)
                 if run_dir and self._due(config.checkpoint_every):
-                    self._save(run_dir.checkpoint, train_batches)
+                    self._save(run_dir.checkpoints, train_batches)
             if run_dir:
-                self._save(run_dir.checkpoint, train_batches)
+                self._save(run_dir.checkpoints, train_batches)
         if run_dir:
             _plot(run_dir, config.baseline_loss)
         if interrupt.requested:
@@ -242,12 +244,16 @@ class Trainer:
             run_dir.claim(overwrite=self.config.overwrite)
         return run_dir
 
-    def _save(self, path: Path, train_batches: Batches) -> None:
+    def _save(self, directory: Path, train_batches: Batches) -> None:
         if self.step == self._saved or self._nonfinite:
             return  # a diverged model must not take the place of a good one
-        progress = {"step": self.step, "tokens": self.tokens, "seconds": self.seconds}
-        checkpoint.save(path, self.model, self.optimizer, train_batches, progress)
         self._saved = self.step
+        progress = {"step": self.step, "tokens": self.tokens, "seconds": self.seconds}
+        processes = [checkpoint.state_of_process(train_batches)]
+        try:
+            checkpoint.save(directory, self.model, self.optimizer, processes, progress, self.config.keep_last)
+        except checkpoint.CheckpointError as problem:  # a full disk is no reason to lose the run
+            warnings.warn(f"{problem}. Training goes on; the checkpoint before it stays.", stacklevel=3)
 
     def _resume(self, path: Path, train_batches: Batches) -> None:
         if not hasattr(train_batches, "load_state_dict"):
@@ -277,5 +283,5 @@ def _epoch_after_epoch(batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
 def _plot(run_dir: RunDir, baseline_loss: float | None) -> None:
     try:
         plot_curves(run_dir.metrics, run_dir.curves, baseline_loss=baseline_loss)
-    except ImportError as missing:
-        warnings.warn(f"{run_dir.curves} was not written: {missing}", stacklevel=3)
+    except (ImportError, OSError) as problem:
+        warnings.warn(f"{run_dir.curves} was not written: {problem}", stacklevel=3)

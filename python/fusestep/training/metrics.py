@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -33,6 +34,7 @@ class MetricsFile:
 
     def __init__(self, path: Path | None, step: int) -> None:
         self._file = None
+        self._path, self._warned = path, False
         if path is None:
             return
         if path.exists():
@@ -51,7 +53,10 @@ class MetricsFile:
             for name, value in asdict(metrics).items()
         }
         self._file.write(json.dumps(line) + "\n")
-        self._file.flush()  # so that the file can be followed while the run goes on
+        try:
+            self._file.flush()  # so that the file can be followed while the run goes on
+        except OSError as problem:  # the line stays in the buffer: the next flush tries again
+            self._warn(problem)
 
     def __enter__(self) -> MetricsFile:
         return self
@@ -59,8 +64,17 @@ class MetricsFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._file is not None:
+        if self._file is None:
+            return
+        try:
             self._file.close()
+        except OSError as problem:
+            self._warn(problem)
+
+    def _warn(self, problem: OSError) -> None:
+        if not self._warned:
+            warnings.warn(f"metrics: cannot write '{self._path}': {problem}. Training goes on.", stacklevel=3)
+        self._warned = True
 
 
 def read_metrics(path: str | Path) -> list[StepMetrics]:

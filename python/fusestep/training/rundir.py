@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fusestep._refusal import refuse
-from fusestep.training.checkpoint import previous_path
+from fusestep.training import checkpoint, checkpoint_v1
 
 
 @dataclass(frozen=True)
 class RunDir:
-    """``config.json``, ``metrics.jsonl``, ``curves.png``, ``checkpoint.pt`` and ``sample.txt`` under ``path``."""
+    """``config.json``, ``metrics.jsonl``, ``curves.png``, ``checkpoints`` and ``sample.txt`` under ``path``."""
 
     path: Path
 
@@ -28,8 +28,19 @@ class RunDir:
         return self.path / "curves.png"
 
     @property
-    def checkpoint(self) -> Path:
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def checkpoint_v1(self) -> Path:
+        """What fusestep 0.1 wrote, and ``fit`` can still read."""
         return self.path / "checkpoint.pt"
+
+    @property
+    def to_resume(self) -> Path:
+        """What a run that is resumed goes on from, unless it is told otherwise: it may hold nothing."""
+        old = self.checkpoint_v1.is_file() and not self.checkpoints.exists()
+        return self.checkpoint_v1 if old else self.checkpoints
 
     @property
     def sample(self) -> Path:
@@ -41,8 +52,9 @@ class RunDir:
         Deletes the files of an older run, and only those, when ``overwrite``; else refuses with a ValueError that
         says how to go on.
         """
-        files = (self.metrics, self.curves, self.checkpoint, previous_path(self.checkpoint), self.sample)
-        present = [file for file in files if file.exists()]
+        old = self.checkpoint_v1
+        files = (self.metrics, self.curves, self.sample, old, checkpoint_v1.previous_path(old))
+        present = [file for file in (*files, self.checkpoints) if file.exists()]
         if present and not overwrite:
             refuse(
                 "run directory",
@@ -52,5 +64,6 @@ class RunDir:
                 "Pass --resume or --overwrite (resume_from, overwrite in Python), or take another directory.",
             )
         self.path.mkdir(parents=True, exist_ok=True)
-        for file in present:
-            file.unlink()
+        checkpoint.remove_all(self.checkpoints)
+        for file in files:
+            file.unlink(missing_ok=True)
