@@ -15,6 +15,7 @@ class _Info(TypedDict):
 
 class _Optimizer(TypedDict):
     states: list[str]
+    squares: list[bool]
     options: dict[str, Any]
     option_docs: dict[str, str]
     doc: str
@@ -52,6 +53,8 @@ def grad_norm(operation: str, grads: Sequence[Any], norm_type: float, out: Any) 
 def clip_grad_norm_(operation: str, grads: Sequence[Any], clipping: Mapping[str, Any], out: None = None) -> float: ...
 @overload
 def clip_grad_norm_(operation: str, grads: Sequence[Any], clipping: Mapping[str, Any], out: Any) -> None: ...
+def quantize_8bit(operation: str, values: Any, codes: Any, absmax: Any, square: bool) -> None: ...
+def dequantize_8bit(operation: str, values: Any, codes: Any, absmax: Any, square: bool) -> None: ...
 def clip_grad_value_(operation: str, grads: Sequence[Any], clip_value: float) -> None: ...
 
 # The options of attention and the masked softmax: see cpp/bindings/attention_options.h.
