@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -16,6 +17,12 @@ from .timing import Contestant, Effort, measure
 
 FUSED = "torch fused"
 FOREACH = "torch foreach"
+
+# AdamW with its moments in 8 bits, beside float32 moments, and who else has it: module, class.
+EIGHT_BIT = "AdamW, 8-bit moments"
+FLOAT32 = "fusestep float32"
+EIGHT_BIT_BYTES = 16  # parameter, gradient and two codes are read, parameter and codes written; scales are 1/256 of it
+EIGHT_BIT_PEERS = {"bitsandbytes": ("bitsandbytes.optim", "AdamW8bit"), "torchao": ("torchao.optim", "AdamW8bit")}
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,7 @@ BARS = (
         for case in ("flat", "gpt2")
     ),
     Bar("RMSprop", "flat", FOREACH, 0.10),
+    *(Bar(EIGHT_BIT, case, FUSED, 0.8) for case in ("flat", "gpt2")),
 )
 
 
@@ -71,6 +79,24 @@ def contestants(entry: Entry, storage: Storage, slow_rounds: int) -> list[Contes
     return result
 
 
+def eight_bit_contestants(storage: Storage, slow_rounds: int) -> list[Contestant]:
+    """Moments in 8 bits beside those of float32, which share theirs; peers keep their own."""
+    names, lr = ("exp_avg", "exp_avg_sq"), 1e-3
+    ours = fusestep.optim.AdamW(storage.params, lr=lr, state_dtype="8bit")
+    wide = fusestep.optim.AdamW(storage.params, lr=lr)
+    fused = torch.optim.AdamW(storage.params, lr=lr, fused=True)
+    for optimizer in (wide, fused):
+        storage.lend_states(optimizer, names, counts_steps=True)
+    result = [Contestant(OURS, ours.step), Contestant(FLOAT32, wide.step), Contestant(FUSED, fused.step)]
+    for name, (module, cls) in EIGHT_BIT_PEERS.items():
+        try:
+            peer = getattr(importlib.import_module(module), cls)
+        except ImportError:
+            continue
+        result.append(Contestant(name, peer(storage.params, lr=lr).step, slow_rounds))
+    return result
+
+
 def run(
     cases: Iterable[Case], effort: Effort, say: Callable[[str], None], entries: Iterable[Entry] = ENTRIES
 ) -> list[Row]:
@@ -84,4 +110,8 @@ def run(
             timings = measure(contestants(entry, storage, effort.slow_rounds), effort)
             num_bytes = bytes_per_element(len(entry.states))
             rows.append(timing_row("optim", entry.title, case, num_bytes, timings, BARS))
+        say(f"{EIGHT_BIT}, {case.title}")
+        storage.zero_states()
+        timings = measure(eight_bit_contestants(storage, effort.slow_rounds), effort)
+        rows.append(timing_row("optim", EIGHT_BIT, case, EIGHT_BIT_BYTES, timings, BARS))
     return rows

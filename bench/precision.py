@@ -1,4 +1,4 @@
-"""What 16 bits do to training: `python -m fusestep.bench.precision FOLDER` trains the default GPT in every way, three times.
+"""What 16 bits do to training: `python -m fusestep.bench.precision FOLDER` trains the default GPT in every way.
 
 It writes precision.json, precision.md (a table) and precision.png (the curves of the validation loss) into a folder.
 A run that is in precision.json already is not made again, so that an interrupted command goes on where it was. Runs are

@@ -25,6 +25,8 @@ struct Concatenation {
 
 struct UpdateTensorOnDevice {
   void* operand[kMaxOperands];
+  float* absmax[kMaxStates];
+  std::int64_t numel;
   std::int64_t begin;
   std::int64_t coefficients;
   std::int64_t layout;  // -1: flat
@@ -47,6 +49,8 @@ inline UpdateTensorOnDevice on_device(const UpdateTensor& tensor, std::int32_t l
   UpdateTensorOnDevice entry{};
   std::copy_n(tensor.operand, kMaxOperands, entry.operand);
   std::copy_n(tensor.dtype, kMaxOperands, entry.dtype);
+  std::copy_n(tensor.absmax, kMaxStates, entry.absmax);
+  entry.numel = tensor.numel;
   entry.rounding = tensor.rounding;
   entry.parameter = tensor.parameter;
   entry.positions = tensor.positions;

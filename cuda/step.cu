@@ -68,9 +68,8 @@ struct Tables {
 };
 
 void launch_update(const UpdateBatch& batch, const UpdateArguments& arguments, cudaStream_t stream) {
-  const auto launch_arithmetic =
-      batch.arithmetic == Arithmetic::float32 ? launch_update_float32 : launch_update_float64;
-  launch_arithmetic(batch.variant, arguments, stream);
+  const auto launch_wide = batch.arithmetic == Arithmetic::float32 ? launch_update_float32 : launch_update_float64;
+  (batch.in_blocks ? launch_update_8bit : launch_wide)(batch.variant, arguments, stream);
 }
 
 StepResult run_on_host(Session& session, const StepJob& job, const Tables& tables) {

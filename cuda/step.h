@@ -25,6 +25,9 @@ struct UpdateArguments {
 using LaunchUpdate = void(int variant, const UpdateArguments&, cudaStream_t);
 LaunchUpdate launch_update_float32, launch_update_float64;
 
+// Of tensors with states in 8 bits, whose arithmetic is float32: update_8bit.cu.
+LaunchUpdate launch_update_8bit;
+
 struct TransformArguments {
   Concatenation<GradTensorOnDevice> elements;
   const Decision* decision;  // nullptr: the host has decided

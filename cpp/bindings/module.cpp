@@ -22,6 +22,7 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   bind_optim(m);
   bind_grads(m);
   bind_dropout(m);
+  bind_eight_bit(m);
   bind_attention(m);
   bind_masked_softmax(m);
   bind_measures(m);

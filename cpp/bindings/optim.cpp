@@ -1,4 +1,5 @@
 // fusestep._core: optimizer steps.
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -116,8 +117,20 @@ void read_number(py::handle number, StepTensor& tensor) {
       py::cast<std::tuple<std::uint32_t, std::int64_t, std::int64_t, std::int64_t>>(number);
 }
 
-// One group: (options, params, grads, states, steps, companions, numbers). `companions`: compensations or float32
-// copies, where the rounding has them. `numbers`: see read_number; None: 0, 1, ...
+// What the scales of a state in 8 bits are called: "exp_avgs_absmax".
+template <class O>
+const char* absmax_name(int state) {
+  static const std::vector<std::string> names = [] {
+    std::vector<std::string> all;
+    for (const char* name : O::kStateNames) all.push_back(std::string(name != nullptr ? name : "") + "_absmax");
+    return all;
+  }();
+  return names[static_cast<std::size_t>(state)].c_str();
+}
+
+// One group: (options, params, grads, states, steps, companions, numbers). `states`: a list for each state, and then,
+// where any of them are of uint8, one for the scales of each. `companions`: compensations or float32 copies, where the
+// rounding has them. `numbers`: see read_number; None: 0, 1, ...
 template <class O>
 void add_group(StepPlan& plan, TensorReader& reader, const py::tuple& group, const typename O::Options& options,
                const GroupRounding& rounding, bool deferred, const char* operation, std::int64_t group_index) {
@@ -128,12 +141,20 @@ void add_group(StepPlan& plan, TensorReader& reader, const py::tuple& group, con
 
   const StateSet used = StepPlan::states_of<O>(options);
   const auto given_states = py::reinterpret_borrow<py::tuple>(group[3]);
+  const auto num_states = static_cast<std::size_t>(
+      std::count_if(O::kStateNames, O::kStateNames + kMaxStates, [](const char* name) { return name != nullptr; }));
   ItemList states[kMaxStates];
+  ItemList absmax[kMaxStates];
   for (int k = 0; k < kMaxStates; ++k) {
     if (!uses(used, k)) continue;
     const Argument argument = list_argument(O::kStateNames[k]);
     states[k] = ItemList(given_states[static_cast<std::size_t>(k)], argument);
     states[k].check_length(params.size(), argument);
+    const std::size_t scales_at = num_states + static_cast<std::size_t>(k);
+    if (given_states.size() <= scales_at || given_states[scales_at].is_none()) continue;
+    const py::object scales = given_states[scales_at];
+    absmax[k] = ItemList(scales, list_argument(absmax_name<O>(k)));
+    absmax[k].check_length(params.size(), list_argument(absmax_name<O>(k)));
   }
   const Steps steps(group[4], params.size(), deferred, operation, group_index);
   const bool kahan = rounding.rounding == Rounding::kahan;
@@ -151,8 +172,13 @@ void add_group(StepPlan& plan, TensorReader& reader, const py::tuple& group, con
     tensor.param = reader.read(params[i], {operation, "params", index, group_index});
     tensor.grad = reader.read(grads[i], {operation, "grads", index, group_index});
     for (int k = 0; k < kMaxStates; ++k) {
-      if (uses(used, k))
-        tensor.states[k] = reader.read(states[k][i], {operation, O::kStateNames[k], index, group_index});
+      if (!uses(used, k)) continue;
+      const Argument argument{operation, O::kStateNames[k], index, group_index};
+      tensor.states[k] = reader.read(states[k][i], argument, Dtypes::floats_and_codes);
+      if (tensor.states[k].dtype != DType::uint8) continue;
+      const Argument absmax_argument{operation, absmax_name<O>(k), index, group_index};
+      if (absmax[k].size() == 0) refuse_type(absmax_argument, "arrays beside states of uint8", "None");
+      tensor.absmax[k] = reader.read(absmax[k][i], absmax_argument);
     }
     if (companions.size() != 0) {
       tensor.companion = reader.read(companions[i], {operation, companion_name, index, group_index});
@@ -246,7 +272,8 @@ void bind_optim(py::module_& m) {
         for_each_type(Optimizers{}, [&]<class O>(TypeList<O>) { all[O::kName] = describe_optimizer<O>(); });
         return all;
       },
-      "What each optimizer is called, keeps and takes: {name: {\"states\", \"options\", \"option_docs\", \"doc\"}}.");
+      "What each optimizer is called, keeps and takes: {name: {\"states\", \"squares\", \"options\", \"option_docs\", "
+      "\"doc\"}}.");
 
   m.def(
       "check_options",

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "math/optim/options.h"
+#include "math/typelist.h"
 #include "tensors/check.h"
 
 namespace fusestep {
@@ -112,12 +113,21 @@ inline py::object to_python(bool value) { return py::bool_(value); }
 inline py::object to_python(const Betas& value) { return py::make_tuple(value.beta1, value.beta2); }
 inline py::object to_python(const Choice& value) { return py::str(value.words[value.value]); }
 
+// The states that no variant makes negative.
+template <class... Variants>
+constexpr StateSet squares_of(TypeList<Variants...>) {
+  return (Variants::kSquares | ...);
+}
+
 // {"states": [...], "options": {name: default}, "option_docs": {name: text}, "doc": text}
 template <class O>
 py::dict describe_optimizer() {
   py::list states;
-  for (const char* name : O::kStateNames) {
-    if (name != nullptr) states.append(name);
+  py::list squares;
+  for (int k = 0; k < kMaxStates; ++k) {
+    if (O::kStateNames[k] == nullptr) continue;
+    states.append(O::kStateNames[k]);
+    squares.append(uses(squares_of(typename O::Variants{}), k));
   }
   py::dict defaults;
   py::dict docs;
@@ -128,6 +138,7 @@ py::dict describe_optimizer() {
   });
   py::dict description;
   description["states"] = states;
+  description["squares"] = squares;
   description["options"] = defaults;
   description["option_docs"] = docs;
   description["doc"] = O::kDoc;

@@ -22,6 +22,7 @@ constexpr const char* kExpectedDtype[] = {
     "a float32, float64, float16 or bfloat16 array",
     "an int32 or int64 array",
     "a bool, float32, float64, float16 or bfloat16 array",
+    "a float32, float64, float16, bfloat16 or uint8 array",
 };
 constexpr const char* kConvertDtype = "Convert it to one of these first.";
 
@@ -53,6 +54,8 @@ bool accepts(Dtypes dtypes, DType dtype) {
       return is_float(dtype);
     case Dtypes::integers:
       return dtype == DType::int32 || dtype == DType::int64;
+    case Dtypes::floats_and_codes:
+      return is_float(dtype) || dtype == DType::uint8;
     default:
       return is_float(dtype) || dtype == DType::boolean;
   }
@@ -161,6 +164,8 @@ bool to_dtype(dlpack::DataType dtype, DType& out) {
     out = DType::int64;
   } else if (dtype.code == dlpack::kBool && dtype.bits == 8) {
     out = DType::boolean;
+  } else if (dtype.code == dlpack::kUInt && dtype.bits == 8) {
+    out = DType::uint8;
   } else {
     return false;
   }
@@ -266,6 +271,10 @@ bool to_dtype(const py::dtype& dtype, DType& out) {
   }
   if (dtype.kind() == 'b') {
     out = DType::boolean;
+    return true;
+  }
+  if (dtype.kind() == 'u' && dtype.itemsize() == 1) {
+    out = DType::uint8;
     return true;
   }
   // NumPy itself has no bfloat16; ml_dtypes adds one.

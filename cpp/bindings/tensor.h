@@ -14,7 +14,7 @@
 namespace fusestep {
 
 // The dtypes that an argument may have.
-enum class Dtypes { floats, integers, booleans_and_floats };
+enum class Dtypes { floats, integers, booleans_and_floats, floats_and_codes };
 
 // Reads Python arrays as TensorViews and keeps alive what the views point into. One for each call of a bound function:
 // it is made, used and destroyed while the thread holds the GIL; only the views are used without it.

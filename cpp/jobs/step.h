@@ -7,6 +7,7 @@
 
 #include "jobs/clipping.h"
 #include "jobs/grads.h"
+#include "math/eight_bit.h"
 #include "math/optim/all.h"
 #include "math/rounding.h"
 #include "tensors/strided_layout.h"
@@ -22,12 +23,14 @@ inline constexpr int kCompanion = kFirstState + kMaxStates;  // the compensation
 struct UpdateTensor {
   void* operand[kMaxOperands];  // nullptr: there is none
   DType dtype[kMaxOperands];
+  float* absmax[kMaxStates];  // of states of uint8: the scale of each block (math/eight_bit.h)
   Rounding rounding;
   std::uint32_t parameter;      // its number in the step, for stochastic rounding
   ShardPositions positions;     // for stochastic rounding
   const StridedLayout* layout;  // nullptr: all operands are flat and lie alike
-  std::int64_t begin;           // where its elements start among those of all tensors
-  std::int64_t coefficients;    // byte offset into the job's coefficients: an UpdateHeader, then Coefficients<T>
+  std::int64_t numel;
+  std::int64_t begin;         // where its elements start among those of all tensors
+  std::int64_t coefficients;  // byte offset into the job's coefficients: an UpdateHeader, then Coefficients<T>
 };
 
 // What every optimizer's coefficients begin with.
@@ -49,6 +52,7 @@ struct UpdateBatch {
   int variant;  // in UpdateVariants
   Arithmetic arithmetic;
   bool maximize;
+  bool in_blocks;  // some states are of uint8: tensors begin at multiples of kMomentBlock, with gaps between them
   std::vector<UpdateTensor> tensors;  // and one more, whose begin is their number of elements
 };
 

@@ -33,6 +33,8 @@ struct ShardPositions {
   std::int64_t run = INT64_MAX;  // elements
   std::int64_t pitch = 0;        // from the start of a run to the start of the next
 
+  FUSESTEP_HD bool is_whole() const { return first == 0 && run == INT64_MAX; }
+
   FUSESTEP_HD std::int64_t of(std::int64_t element) const {
     return element < run ? first + element : first + element / run * pitch + element % run;
   }

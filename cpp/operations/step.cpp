@@ -86,6 +86,41 @@ void StepPlan::check(const StepTensor& tensor, Rounding rounding, const char* co
   }
 }
 
+// States in 8 bits: blocks of neighbours in the order in which the update visits the parameter.
+void StepPlan::check_codes(const StepTensor& tensor, Rounding rounding, const char* const* state_names, StateSet states,
+                           StateSet differences, std::int64_t group, std::int64_t index) {
+  const TensorView& param = tensor.param;
+  for (int k = 0; k < kMaxStates; ++k) {
+    const TensorView& state = tensor.states[k];
+    if (!uses(states, k) || state.dtype != DType::uint8) continue;
+    const Argument argument{operation_, state_names[k], index, group};
+    if (uses(differences, k)) {
+      refuse_type(argument, "float32, bfloat16 or float16 with centered=True", "uint8",
+                  "The variance is the small difference of two states, which 8 bits do not hold.");
+    }
+    if (!is_dense(param) || !same_strides(state, param)) {
+      refuse_value(argument, "a uint8 array that lies in memory as its parameter does, both without gaps",
+                   "other strides");
+    }
+    if (rounding == Rounding::stochastic && !is_contiguous(param)) {
+      refuse_value(argument, "a C-contiguous parameter beside a uint8 array where rounding is \"stochastic\"",
+                   "another layout");
+    }
+    const TensorView& absmax = tensor.absmax[k];
+    const std::int64_t blocks = moment_blocks(param.numel);
+    if (absmax.dtype != DType::float32) refuse_type(argument, "absmax of float32", name_of(absmax.dtype));
+    if (absmax.ndim != 1 || absmax.numel != blocks || !is_contiguous(absmax)) {
+      refuse_value(argument,
+                   "contiguous absmax of shape (" + std::to_string(blocks) + ",), one for each " +
+                       std::to_string(kMomentBlock) + " elements",
+                   "shape " + describe_shape(absmax));
+    }
+    if (absmax.device != param.device) refuse_value(argument, "absmax on the device of its parameter", "another one");
+    check_writable(absmax, argument);
+    overlaps_.writes(absmax, argument);
+  }
+}
+
 void StepPlan::check_companion(const StepTensor& tensor, Rounding rounding, std::int64_t group, std::int64_t index) {
   if (rounding == Rounding::nearest) return;
   const TensorView& param = tensor.param;
@@ -151,7 +186,11 @@ bool StepPlan::reuses_coefficients(const StepTensor& tensor, const void* options
 
 void StepPlan::push(int variant, bool maximize, Rounding rounding, const StepTensor& tensor, StateSet states,
                     std::int64_t group, std::int64_t index) {
-  UpdateBatch& batch = batch_for(variant, arithmetic_of(tensor.param.dtype), maximize);
+  bool in_blocks = false;
+  for (int k = 0; k < kMaxStates; ++k) {
+    in_blocks = in_blocks || (uses(states, k) && tensor.states[k].dtype == DType::uint8);
+  }
+  UpdateBatch& batch = batch_for(variant, arithmetic_of(tensor.param.dtype), maximize, in_blocks);
   const TensorView* views[kMaxOperands] = {&tensor.param, &tensor.grad};
   int operands[kMaxOperands] = {0, 1};
   int num_views = 2;
@@ -164,6 +203,10 @@ void StepPlan::push(int variant, bool maximize, Rounding rounding, const StepTen
     if (!uses(states, k)) continue;
     update.operand[kFirstState + k] = tensor.states[k].data;
     update.dtype[kFirstState + k] = tensor.states[k].dtype;
+    if (tensor.states[k].dtype == DType::uint8) {
+      update.absmax[k] = static_cast<float*>(tensor.absmax[k].data);
+      continue;  // it is flat, whatever the layout of the others
+    }
     operands[num_views] = kFirstState + k;
     views[num_views++] = &tensor.states[k];
   }
@@ -180,19 +223,23 @@ void StepPlan::push(int variant, bool maximize, Rounding rounding, const StepTen
   const ElementOrder order = rounding == Rounding::stochastic ? ElementOrder::c_order : ElementOrder::memory;
   update.layout = layouts_.layout_of(views, operands, num_views, {operation_, "params", index, group}, order);
   update.coefficients = static_cast<std::int64_t>(last_coefficients_);
+  update.numel = tensor.param.numel;
   UpdateTensor end{};
-  end.begin = update.begin + tensor.param.numel;
+  end.begin = update.begin + (in_blocks ? moment_blocks(update.numel) * kMomentBlock : update.numel);
   batch.tensors.push_back(end);
 
   const bool adds_up = job_.clipping.needs_norm() && job_.totals.data == nullptr;
   if (adds_up || job_.clipping.rewrite_grads) grads_.add(tensor.grad, {operation_, "grads", index, group});
 }
 
-UpdateBatch& StepPlan::batch_for(int variant, Arithmetic arithmetic, bool maximize) {
+UpdateBatch& StepPlan::batch_for(int variant, Arithmetic arithmetic, bool maximize, bool in_blocks) {
   for (UpdateBatch& batch : job_.batches) {
-    if (batch.variant == variant && batch.arithmetic == arithmetic && batch.maximize == maximize) return batch;
+    if (batch.variant == variant && batch.arithmetic == arithmetic && batch.maximize == maximize &&
+        batch.in_blocks == in_blocks) {
+      return batch;
+    }
   }
-  job_.batches.push_back({variant, arithmetic, maximize, {UpdateTensor{}}});
+  job_.batches.push_back({variant, arithmetic, maximize, in_blocks, {UpdateTensor{}}});
   return job_.batches.back();
 }
 

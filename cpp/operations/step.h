@@ -20,6 +20,7 @@ struct StepTensor {
   TensorView param;
   TensorView grad;
   TensorView states[kMaxStates];  // those that the variant uses
+  TensorView absmax[kMaxStates];  // of those that are of uint8
   TensorView companion;           // the compensation or the float32 copy, where the rounding has one
   TensorView step_count;          // data == nullptr: the caller counts
   double step = 1;                // 1-based number of this step
@@ -35,8 +36,8 @@ struct GroupRounding {
 
 class StepPlan {
  public:
-  // Of one parameter: itself, its gradient, its states, its companion, its step count.
-  static constexpr std::size_t kMaxArrays = 4 + kMaxStates;
+  // Of one parameter: itself, its gradient, its states with their scales, its companion, its step count.
+  static constexpr std::size_t kMaxArrays = 4 + 2 * kMaxStates;
 
   StepPlan(const char* operation, const Clipping& clipping) : operation_(operation) {
     job_.operation = operation;
@@ -52,6 +53,8 @@ class StepPlan {
     const int variant = O::variant(options);
     const StateSet states = states_of<O>(options);
     check(tensor, rounding.rounding, O::kStateNames, states, group, index);
+    check_codes(tensor, rounding.rounding, O::kStateNames, states, differences_of(typename O::Variants{}, variant),
+                group, index);
     if (job_.deferred) {
       defer_coefficients(tensor, sizeof(UpdateHeader) + sizeof(decltype(O::template prepare<double>(options, 1))),
                          rounding.seed, group);
@@ -139,6 +142,12 @@ class StepPlan {
     return states[variant];
   }
 
+  template <class... Variants>
+  static StateSet differences_of(TypeList<Variants...>, int variant) {
+    constexpr StateSet states[] = {Variants::kDifference...};
+    return states[variant];
+  }
+
   template <class O, class... Os>
   static int position_of(TypeList<Os...>) {
     int position = -1;
@@ -159,13 +168,15 @@ class StepPlan {
 
   void check(const StepTensor& tensor, Rounding rounding, const char* const* state_names, StateSet states,
              std::int64_t group, std::int64_t index);
+  void check_codes(const StepTensor& tensor, Rounding rounding, const char* const* state_names, StateSet states,
+                   StateSet differences, std::int64_t group, std::int64_t index);
   void check_companion(const StepTensor& tensor, Rounding rounding, std::int64_t group, std::int64_t index);
   void check_can_defer();
   void defer_coefficients(const StepTensor& tensor, std::size_t bytes, std::uint64_t seed, std::int64_t group);
   bool reuses_coefficients(const StepTensor& tensor, const void* options);
   void push(int variant, bool maximize, Rounding rounding, const StepTensor& tensor, StateSet states,
             std::int64_t group, std::int64_t index);
-  UpdateBatch& batch_for(int variant, Arithmetic arithmetic, bool maximize);
+  UpdateBatch& batch_for(int variant, Arithmetic arithmetic, bool maximize, bool in_blocks);
 
   const char* operation_;
   const Backend* backend_ = nullptr;

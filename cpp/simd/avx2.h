@@ -142,6 +142,9 @@ struct Vec<std::uint32_t> {
   FUSESTEP_HD static Vec load(const std::uint32_t* p) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   }
+  FUSESTEP_HD static Vec load(const std::uint8_t* p) {
+    return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  }
   FUSESTEP_HD void store(std::uint32_t* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
   FUSESTEP_HD static Vec iota(std::uint32_t first) { return Vec(first) + _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7); }
 
@@ -151,6 +154,8 @@ struct Vec<std::uint32_t> {
   FUSESTEP_HD friend Vec operator|(Vec a, Vec b) { return _mm256_or_si256(a.v, b.v); }
   FUSESTEP_HD friend Vec operator<<(Vec a, int bits) { return _mm256_slli_epi32(a.v, bits); }
   FUSESTEP_HD friend Vec operator>>(Vec a, int bits) { return _mm256_srli_epi32(a.v, bits); }
+  FUSESTEP_HD friend Vec min(Vec a, Vec b) { return _mm256_min_epu32(a.v, b.v); }
+  FUSESTEP_HD friend Vec max(Vec a, Vec b) { return _mm256_max_epu32(a.v, b.v); }
   // The instruction multiplies the even lanes only. The odd ones are shifted down and multiplied separately.
   FUSESTEP_HD friend void mul_wide(std::uint32_t a, Vec b, Vec& high, Vec& low) {
     const __m256i factor = Vec(a).v;
@@ -175,7 +180,18 @@ struct Vec<std::uint32_t> {
     _mm256_storeu_si256(to + 2, _mm256_permute2x128_si256(lane04, lane15, 0x31));
     _mm256_storeu_si256(to + 3, _mm256_permute2x128_si256(lane26, lane37, 0x31));
   }
+
+  // The lanes of the four in this order, each below 256.
+  FUSESTEP_HD static void store_bytes(std::uint8_t* p, Vec a, Vec b, Vec c, Vec d) {
+    // The instructions pack each half of the vectors on its own.
+    const __m256i packed = _mm256_packus_epi16(_mm256_packus_epi32(a.v, b.v), _mm256_packus_epi32(c.v, d.v));
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permutevar8x32_epi32(packed, order));
+  }
 };
+
+FUSESTEP_HD Vec<std::uint32_t> as_words(Vec<float> x) { return _mm256_castps_si256(x.v); }
+FUSESTEP_HD Vec<float> as_float(Vec<std::uint32_t> x) { return _mm256_castsi256_ps(x.v); }
 
 // There is no unsigned comparison: a >= b exactly if max(a, b) is a.
 FUSESTEP_HD Vec<float> keep(Vec<float> x, Vec<std::uint32_t> number, Vec<std::uint32_t> threshold) {

@@ -128,6 +128,9 @@ struct Vec<std::uint32_t> {
   FUSESTEP_HD Vec(std::uint32_t x) : v(_mm512_set1_epi32(static_cast<int>(x))) {}
 
   FUSESTEP_HD static Vec load(const std::uint32_t* p) { return _mm512_loadu_si512(p); }
+  FUSESTEP_HD static Vec load(const std::uint8_t* p) {
+    return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
   FUSESTEP_HD void store(std::uint32_t* p) const { _mm512_storeu_si512(p, v); }
   FUSESTEP_HD static Vec iota(std::uint32_t first) {
     return Vec(first) + _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
@@ -139,6 +142,8 @@ struct Vec<std::uint32_t> {
   FUSESTEP_HD friend Vec operator|(Vec a, Vec b) { return _mm512_or_si512(a.v, b.v); }
   FUSESTEP_HD friend Vec operator<<(Vec a, int bits) { return _mm512_slli_epi32(a.v, static_cast<unsigned>(bits)); }
   FUSESTEP_HD friend Vec operator>>(Vec a, int bits) { return _mm512_srli_epi32(a.v, static_cast<unsigned>(bits)); }
+  FUSESTEP_HD friend Vec min(Vec a, Vec b) { return _mm512_min_epu32(a.v, b.v); }
+  FUSESTEP_HD friend Vec max(Vec a, Vec b) { return _mm512_max_epu32(a.v, b.v); }
   // The instruction multiplies the even lanes only. The odd ones are shifted down and multiplied separately.
   FUSESTEP_HD friend void mul_wide(std::uint32_t a, Vec b, Vec& high, Vec& low) {
     const __m512i factor = Vec(a).v;
@@ -169,7 +174,19 @@ struct Vec<std::uint32_t> {
     _mm512_storeu_si512(p + 64, _mm512_shuffle_i32x4(back01, back23, 0x88));
     _mm512_storeu_si512(p + 96, _mm512_shuffle_i32x4(back01, back23, 0xdd));
   }
+
+  // The lanes of the four in this order, each below 256.
+  FUSESTEP_HD static void store_bytes(std::uint8_t* p, Vec a, Vec b, Vec c, Vec d) {
+    auto* to = reinterpret_cast<__m128i*>(p);
+    _mm_storeu_si128(to, _mm512_cvtepi32_epi8(a.v));
+    _mm_storeu_si128(to + 1, _mm512_cvtepi32_epi8(b.v));
+    _mm_storeu_si128(to + 2, _mm512_cvtepi32_epi8(c.v));
+    _mm_storeu_si128(to + 3, _mm512_cvtepi32_epi8(d.v));
+  }
 };
+
+FUSESTEP_HD Vec<std::uint32_t> as_words(Vec<float> x) { return _mm512_castps_si512(x.v); }
+FUSESTEP_HD Vec<float> as_float(Vec<std::uint32_t> x) { return _mm512_castsi512_ps(x.v); }
 
 FUSESTEP_HD Vec<float> keep(Vec<float> x, Vec<std::uint32_t> number, Vec<std::uint32_t> threshold) {
   return _mm512_maskz_mov_ps(_mm512_cmpge_epu32_mask(number.v, threshold.v), x.v);

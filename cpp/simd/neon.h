@@ -119,6 +119,10 @@ struct Vec<std::uint32_t> {
   FUSESTEP_HD Vec(std::uint32_t x) : v(vdupq_n_u32(x)) {}
 
   FUSESTEP_HD static Vec load(const std::uint32_t* p) { return vld1q_u32(p); }
+  FUSESTEP_HD static Vec load(const std::uint8_t* p) {
+    const std::uint32_t lanes[kWidth] = {p[0], p[1], p[2], p[3]};
+    return load(lanes);
+  }
   FUSESTEP_HD void store(std::uint32_t* p) const { vst1q_u32(p, v); }
   FUSESTEP_HD static Vec iota(std::uint32_t first) {
     const std::uint32_t lanes[kWidth] = {first, first + 1, first + 2, first + 3};
@@ -131,6 +135,8 @@ struct Vec<std::uint32_t> {
   FUSESTEP_HD friend Vec operator|(Vec a, Vec b) { return vorrq_u32(a.v, b.v); }
   FUSESTEP_HD friend Vec operator<<(Vec a, int bits) { return vshlq_u32(a.v, vdupq_n_s32(bits)); }
   FUSESTEP_HD friend Vec operator>>(Vec a, int bits) { return vshlq_u32(a.v, vdupq_n_s32(-bits)); }
+  FUSESTEP_HD friend Vec min(Vec a, Vec b) { return vminq_u32(a.v, b.v); }
+  FUSESTEP_HD friend Vec max(Vec a, Vec b) { return vmaxq_u32(a.v, b.v); }
   FUSESTEP_HD friend void mul_wide(std::uint32_t a, Vec b, Vec& high, Vec& low) {
     const uint32x4_t front = vreinterpretq_u32_u64(vmull_n_u32(vget_low_u32(b.v), a));
     const uint32x4_t back = vreinterpretq_u32_u64(vmull_high_n_u32(b.v, a));
@@ -143,7 +149,17 @@ struct Vec<std::uint32_t> {
     vst4q_u32(words, {{a.v, b.v, c.v, d.v}});
     memcpy(p, words, sizeof words);
   }
+
+  // The lanes of the four in this order, each below 256.
+  FUSESTEP_HD static void store_bytes(std::uint8_t* p, Vec a, Vec b, Vec c, Vec d) {
+    const uint16x8_t front = vcombine_u16(vmovn_u32(a.v), vmovn_u32(b.v));
+    const uint16x8_t back = vcombine_u16(vmovn_u32(c.v), vmovn_u32(d.v));
+    vst1q_u8(p, vcombine_u8(vmovn_u16(front), vmovn_u16(back)));
+  }
 };
+
+FUSESTEP_HD Vec<std::uint32_t> as_words(Vec<float> x) { return vreinterpretq_u32_f32(x.v); }
+FUSESTEP_HD Vec<float> as_float(Vec<std::uint32_t> x) { return vreinterpretq_f32_u32(x.v); }
 
 FUSESTEP_HD Vec<float> keep(Vec<float> x, Vec<std::uint32_t> number, Vec<std::uint32_t> threshold) {
   return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(x.v), vcgeq_u32(number.v, threshold.v)));

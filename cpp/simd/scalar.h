@@ -60,6 +60,7 @@ struct Vec<std::uint32_t> {
   FUSESTEP_HD Vec(std::uint32_t x) : v(x) {}
 
   FUSESTEP_HD static Vec load(const std::uint32_t* p) { return *p; }
+  FUSESTEP_HD static Vec load(const std::uint8_t* p) { return *p; }
   FUSESTEP_HD void store(std::uint32_t* p) const { *p = v; }
   // first, first + 1, ...
   FUSESTEP_HD static Vec iota(std::uint32_t first) { return first; }
@@ -70,6 +71,8 @@ struct Vec<std::uint32_t> {
   FUSESTEP_HD friend Vec operator|(Vec a, Vec b) { return a.v | b.v; }
   FUSESTEP_HD friend Vec operator<<(Vec a, int bits) { return a.v << bits; }
   FUSESTEP_HD friend Vec operator>>(Vec a, int bits) { return a.v >> bits; }
+  FUSESTEP_HD friend Vec min(Vec a, Vec b) { return a.v < b.v ? a : b; }
+  FUSESTEP_HD friend Vec max(Vec a, Vec b) { return a.v > b.v ? a : b; }
   FUSESTEP_HD friend void mul_wide(std::uint32_t a, Vec b, Vec& high, Vec& low) {
     fusestep::mul_wide(a, b.v, high.v, low.v);
   }
@@ -79,7 +82,18 @@ struct Vec<std::uint32_t> {
     const std::uint32_t words[] = {a.v, b.v, c.v, d.v};
     for (int i = 0; i < 8; ++i) p[i] = static_cast<std::uint16_t>(words[i / 2] >> (i % 2 * 16));
   }
+
+  // The lanes of the four in this order, each below 256.
+  FUSESTEP_HD static void store_bytes(std::uint8_t* p, Vec a, Vec b, Vec c, Vec d) {
+    p[0] = static_cast<std::uint8_t>(a.v);
+    p[1] = static_cast<std::uint8_t>(b.v);
+    p[2] = static_cast<std::uint8_t>(c.v);
+    p[3] = static_cast<std::uint8_t>(d.v);
+  }
 };
+
+FUSESTEP_HD Vec<std::uint32_t> as_words(Vec<float> x) { return bits_of(x.v); }
+FUSESTEP_HD Vec<float> as_float(Vec<std::uint32_t> x) { return float_of(x.v); }
 
 // x where its number is not below the threshold, else 0.
 FUSESTEP_HD Vec<float> keep(Vec<float> x, Vec<std::uint32_t> number, Vec<std::uint32_t> threshold) {

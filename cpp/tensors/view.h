@@ -8,7 +8,7 @@
 
 namespace fusestep {
 
-enum class DType : std::uint8_t { float32, float64, float16, bfloat16, int32, int64, boolean };
+enum class DType : std::uint8_t { float32, float64, float16, bfloat16, int32, int64, boolean, uint8 };
 
 constexpr bool is_float(DType dtype) { return dtype <= DType::bfloat16; }
 
@@ -21,6 +21,7 @@ FUSESTEP_HD constexpr std::int64_t size_of(DType dtype) {
     case DType::int32:
       return 4;
     case DType::boolean:
+    case DType::uint8:
       return 1;
     default:
       return 2;
@@ -41,6 +42,8 @@ constexpr const char* name_of(DType dtype) {
       return "int32";
     case DType::int64:
       return "int64";
+    case DType::uint8:
+      return "uint8";
     default:
       return "bool";
   }

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator
 
 import cases
+import eight_bits
 import numpy as np
 import problems
 from fusestep import ops
@@ -41,6 +42,20 @@ def optimizer_bits() -> Iterator[tuple[str, str]]:
             yield f"{optimizer.name} {options} extremes", digest(*arrays)
 
 
+def eight_bit_bits() -> Iterator[tuple[str, str]]:
+    for optimizer in cases.OPTIMIZERS:
+        options = max((s for s in optimizer.settings if not s.get("centered")), key=len)
+        drawn = problems.make(optimizer, options, [(n,) for n in SIZES], rng=np.random.default_rng(4), mid_run=True)
+        for what, problem in (("", drawn), (" extremes", problems.extremes(optimizer, options))):
+            eight = eight_bits.in_8_bits(problem)
+            for number in (8, 9):
+                eight.step(number)
+            arrays = [problems.one_nan(problems.flat(eight.params))]
+            arrays += [problems.flat(codes) for codes in eight.states if codes is not None]
+            arrays += [problems.one_nan(problems.flat(scales)) for scales in eight.rounding.values()]
+            yield f"{optimizer.name} in 8 bits{what}", digest(*arrays)
+
+
 def grad_bits() -> Iterator[tuple[str, str]]:
     rng = np.random.default_rng(1)
     for dtype in ("float32", "float64", "bfloat16", "float16"):
@@ -66,7 +81,7 @@ def dropout_bits() -> Iterator[tuple[str, str]]:
 
 
 def all_bits() -> dict[str, str]:
-    return dict([*optimizer_bits(), *grad_bits(), *dropout_bits()])
+    return dict([*optimizer_bits(), *eight_bit_bits(), *grad_bits(), *dropout_bits()])
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@
 // cache, a few elements at a time.
 #include "cpu/kernels/convert.h"
 #include "cpu/kernels/kernels.h"
+#include "cpu/kernels/moments.h"
 #include "cpu/kernels/random.h"
 #include "cpu/kernels/slice.h"
 #include "math/rounding.h"
@@ -81,6 +82,7 @@ FUSESTEP_HD void update_flat(const CoefficientsOf<Update, T>& coefficients, cons
 
 // Elements that are converted together.
 constexpr std::int64_t kChunk = kStridedBuffer;
+static_assert(kChunk == kMomentBlock);
 
 template <class T>
 constexpr DType kArithmeticDType = sizeof(T) == 8 ? DType::float64 : DType::float32;
@@ -180,7 +182,18 @@ void update_converted(const CoefficientsOf<Update, T>& c, const GradTransform<T>
   ElementCursor to(tensor.layout, first);
   const auto for_each_operand = [&](const auto& visit) {
     for (int k = 0; k < kCompanion; ++k) {
-      if (k < kFirstState || uses(Update::kStates, k - kFirstState)) visit(k, arithmetic_operand(tensor, k));
+      const bool used = k < kFirstState || uses(Update::kStates, k - kFirstState);
+      if (used && tensor.dtype[k] != DType::uint8) visit(k, arithmetic_operand(tensor, k));
+    }
+  };
+  // States in 8 bits. A chunk is a block of them, or the last part of one.
+  const auto for_each_code = [&](const auto& visit) {
+    if constexpr (sizeof(T) == sizeof(float)) {
+      for (int k = 0; k < kMaxStates; ++k) {
+        if (!uses(Update::kStates, k) || tensor.dtype[kFirstState + k] != DType::uint8) continue;
+        visit(kFirstState + k, static_cast<std::uint8_t*>(tensor.operand[kFirstState + k]) + first,
+              tensor.absmax[k] + first / kMomentBlock, uses(Update::kSquares, k));
+      }
     }
   };
   while (count > 0) {
@@ -194,7 +207,14 @@ void update_converted(const CoefficientsOf<Update, T>& c, const GradTransform<T>
         if (at[k] == buffer[k]) load_elements(at[k] + i, tensor, operand, from, run);
       });
     });
+    for_each_code([&](int k, const auto* codes, const float* scale, bool square) {
+      at[k] = buffer[k];
+      (square ? dequantize_block<true> : dequantize_block<false>)(buffer[k], codes, *scale, n);
+    });
     update_flat<Update, T>(c, transform, at[0], at[1], at + kFirstState, n);
+    for_each_code([&](int k, auto* codes, float* scale, bool square) {
+      *scale = (square ? quantize_block<true> : quantize_block<false>)(codes, buffer[k], n);
+    });
     const bool stochastic = tensor.rounding == Rounding::stochastic;
     const std::uint16_t* const drawn = stochastic ? draw_numbers(draw, tensor.positions, first, n, numbers) : nullptr;
     for_each_operand([&](int k, int operand) {
@@ -229,6 +249,7 @@ void update_slice(const UpdateJob& job, std::int64_t slice) {
   for_each_piece(job, slice, [&](const UpdateTensor& tensor, std::int64_t first, std::int64_t count) {
     const auto& header = *reinterpret_cast<const UpdateHeader*>(job.coefficients + tensor.coefficients);
     const auto& c = *reinterpret_cast<const CoefficientsOf<Update, T>*>(&header + 1);
+    count = std::min(count, tensor.numel - first);
     bool all_in_place = tensor.rounding == Rounding::nearest && in_place<T>(tensor, 0) && in_place<T>(tensor, 1);
     for (int k = 0; k < kMaxStates; ++k) {
       if (uses(Update::kStates, k)) all_in_place = all_in_place && in_place<T>(tensor, kFirstState + k);

@@ -18,6 +18,8 @@ struct AdaGradCoefficients {
 
 struct AdaGradUpdate {
   static constexpr StateSet kStates = 0b001;
+  static constexpr StateSet kSquares = 0b001;
+  static constexpr StateSet kDifference = 0;
   template <class T>
   using Coefficients = AdaGradCoefficients<T>;
 

@@ -28,6 +28,8 @@ struct AdamCoefficients {
 template <bool kDecoupled, bool kAmsgrad>
 struct AdamUpdate {
   static constexpr StateSet kStates = kAmsgrad ? 0b111 : 0b011;
+  static constexpr StateSet kSquares = 0b110;
+  static constexpr StateSet kDifference = 0;
   template <class T>
   using Coefficients = AdamCoefficients<T>;
 

@@ -35,4 +35,7 @@ inline constexpr int kMaxStates = 3;
 using StateSet = unsigned;
 FUSESTEP_HD constexpr bool uses(StateSet states, int k) { return (states >> k & 1) != 0; }
 
+// A variant says of its states, as such sets: kStates, those that it uses; kSquares, those that are never negative;
+// kDifference, those whose small difference is what matters: 8 bits do not hold it.
+
 }  // namespace fusestep

@@ -22,6 +22,8 @@ struct RMSPropCoefficients {
 template <bool kMomentum, bool kCentered>
 struct RMSPropUpdate {
   static constexpr StateSet kStates = 0b001 | (kMomentum ? 0b010 : 0) | (kCentered ? 0b100 : 0);
+  static constexpr StateSet kSquares = 0b001;
+  static constexpr StateSet kDifference = kCentered ? 0b101 : 0;
   template <class T>
   using Coefficients = RMSPropCoefficients<T>;
 

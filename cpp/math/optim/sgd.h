@@ -27,6 +27,8 @@ enum class Momentum { none, torch, classical };
 template <Momentum kMomentum, bool kNesterov>
 struct SGDUpdate {
   static constexpr StateSet kStates = kMomentum == Momentum::none ? 0 : 0b001;
+  static constexpr StateSet kSquares = 0;
+  static constexpr StateSet kDifference = 0;
   template <class T>
   using Coefficients = SGDCoefficients<T>;
 

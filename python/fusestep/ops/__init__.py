@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from . import _optimizers
 from ._attention import attention, attention_backward
 from ._dropout import dropout, dropout_add
+from ._eight_bit import dequantize_8bit, quantize_8bit
 from ._masked_softmax import masked_softmax, masked_softmax_backward
 from ._optimizers import CLIPPING, clip_grad_norm_, clip_grad_value_, grad_norm
 
@@ -32,11 +33,13 @@ __all__ = [
     "attention_backward",
     "clip_grad_norm_",
     "clip_grad_value_",
+    "dequantize_8bit",
     "dropout",
     "dropout_add",
     "grad_norm",
     "masked_softmax",
     "masked_softmax_backward",
+    "quantize_8bit",
 ]
 
 globals().update(_optimizers.STEPS)

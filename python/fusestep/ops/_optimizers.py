@@ -54,6 +54,8 @@ Args:
     compensations: for rounding="kahan": arrays of the shapes and dtypes of params, zero before the first step,
         updated in place.
     master_params: float32 arrays of the shapes of params: these are updated, and params become their rounded copies.
+    {absmax}: for states in 8 bits, which are arrays of uint8 that lie in memory as params do, without gaps (see
+        `quantize_8bit`): a float32 array for each, with the scale of each 256 elements.
 
 Returns:
     The norm of the gradients before clipping, or None where neither max_grad_norm nor on_nonfinite asked for it.
@@ -73,9 +75,10 @@ def _optimizer(name: str, description: _core._Optimizer) -> Callable[..., float 
     # A state that some options do without may be left out; the core refuses when one is missing that they need.
     positional += [inspect.Parameter(s, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None) for s in states]
     keywords = [inspect.Parameter("step", inspect.Parameter.KEYWORD_ONLY)]
+    absmax = dict.fromkeys(f"{s}_absmax" for s in states)
     keywords += [
         inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=default)
-        for option, default in {**options, **CLIPPING, **ROUNDING}.items()
+        for option, default in {**options, **CLIPPING, **ROUNDING, **absmax}.items()
     ]
     signature = inspect.Signature(positional + keywords, return_annotation="float | None")
 
@@ -86,10 +89,11 @@ def _optimizer(name: str, description: _core._Optimizer) -> Callable[..., float 
             raise TypeError(f"{operation}: {error}") from None
         params, grads = given["params"], given["grads"]
         companions = _companions(operation, given)
-        group = (given, params, grads, tuple(given.get(s) for s in states), given["step"], companions, None)
+        moments = tuple(given.get(key) for key in (*states, *absmax))
+        group = (given, params, grads, moments, given["step"], companions, None)
         norm, applied = _core.optimizer_step(operation, name, [group], given)
         if applied:
-            changed = [params, *(given[s] for s in states if given.get(s) is not None)]
+            changed = [params, *(arrays for arrays in moments if arrays is not None)]
             if companions is not None:
                 changed.append(companions)
             if given.get("rewrite_grads", False):
@@ -103,6 +107,7 @@ def _optimizer(name: str, description: _core._Optimizer) -> Callable[..., float 
     optimizer_.__doc__ = _STEP_DOC.format(
         doc=description["doc"],
         states="\n".join(f"    {s}: arrays like params, updated in place." for s in states),
+        absmax=", ".join(absmax),
         options="\n".join(f"    {o}: {docs[o]}." for o in options),
     )
     return optimizer_

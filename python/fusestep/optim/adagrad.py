@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
@@ -82,12 +83,13 @@ class Adagrad(FusedOptimizer):
         # torch.optim.Adagrad alone has its state before the first step; a state_dict shows it.
         for group in self.param_groups:
             for p in group["params"]:
-                self.state[p] = {key: self._new_state(key, p, group) for key in ("step", "sum")}
+                self.state[p] = {key: self._new_state(key, p, group) for key in self._needed(group, p)}
 
     def share_memory(self) -> None:
         """Move the accumulators into shared memory, as ``torch.optim.Adagrad.share_memory`` does."""
         for state in self.state.values():
-            state["sum"].share_memory_()
+            for key in state.keys() - {"step"}:
+                state[key].share_memory_()
 
     def _check_options(self, options: dict[str, Any]) -> None:
         super()._check_options(options)
@@ -96,6 +98,8 @@ class Adagrad(FusedOptimizer):
         check_number(type(self).__name__, name, options[name], 0.0)
 
     def _new_state(self, key: str, param: Tensor, group: dict[str, Any]) -> Tensor:
-        if key == "sum":
-            return super()._new_state(key, param, group).fill_(group["initial_accumulator_value"])
-        return super()._new_state(key, param, group)
+        new = super()._new_state(key, param, group)
+        if key in ("sum", "sum_absmax"):
+            # 255: the code of 1, the whole of the scale.
+            new.fill_(255 if new.dtype == torch.uint8 else group["initial_accumulator_value"])
+        return new

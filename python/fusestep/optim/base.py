@@ -16,7 +16,7 @@ from torch.autograd.graph import increment_version
 from fusestep import _core, _mesh
 from fusestep._refusal import refuse
 
-from . import sharding
+from . import eight_bit, sharding
 from .options import CLIPPING_DEFAULTS, PRECISION_DEFAULTS, STATE_DTYPES, Extras
 from .sharding import Group
 
@@ -237,8 +237,10 @@ class FusedOptimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             kinds = {(p.dtype, p.device): torch.empty(0, dtype=p.dtype, device=p.device) for p in group["params"]}
             empty = list(kinds.values())
-            used = [None if option is not None and not group[option] else empty for option in self._states.values()]
-            states = tuple(None if column is None else [t.clone() for t in column] for column in used)
+            fresh: list[Mapping[str, Any]] = [
+                {key: self._new_state(key, p, group) for key in self._needed(group, p)} for p in empty
+            ]
+            states, _, _ = self._collect(group, empty, fresh, [])
             companion = self._companion(group)
             companions = [self._new_state(companion, p, group) for p in empty] if companion else None
             work.append((group, empty, [t.clone() for t in empty], states, 1, companions, None))
@@ -250,7 +252,7 @@ class FusedOptimizer(torch.optim.Optimizer):
 
         The options of the groups become those of the checkpoint; options that it does not have (one of torch's has
         none of `Precision`) stay as this optimizer was built. Moments get the dtype that the options then ask for,
-        whatever dtype they were saved in; float32 copies stay float32.
+        whatever dtype they were saved in, 8 bits included; float32 copies stay float32.
 
         Raises:
             ValueError: groups or parameters that do not fit (torch's own check).
@@ -262,15 +264,35 @@ class FusedOptimizer(torch.optim.Optimizer):
         finally:
             handle.remove()
         # torch has cast every state to the dtype of its parameter.
+        squares = self._squares()
         saved = chain.from_iterable(group["params"] for group in loaded[-1]["param_groups"])
         for group in self.param_groups:
             for p, name in zip(group["params"], islice(saved, len(group["params"])), strict=True):
-                for key, value in loaded[-1]["state"].get(name, _NO_STATE).items():
+                given = loaded[-1]["state"].get(name, _NO_STATE)
+                if _in_8_bits(group, p):
+                    converted = eight_bit.quantized(given, p, self._states, squares)
+                else:
+                    converted = eight_bit.dequantized(given, squares)
+                for key in given.keys() - converted.keys():
+                    del self.state[p][key]
+                for key, value in converted.items():
                     if key == "step" or not isinstance(value, Tensor):
                         continue
                     dtype = self._state_dtype(key, p, group)
-                    if self.state[p][key].dtype != dtype:
+                    if value is not given.get(key) or self.state[p][key].dtype != dtype:
                         self.state[p][key] = value.to(dtype=dtype, device=p.device, copy=True)
+
+    def dequantized_state_dict(self) -> dict[str, Any]:
+        """``state_dict()`` with the moments that are kept in 8 bits as float32, for ``torch.optim`` to load.
+
+        Groups that have ``state_dtype="8bit"`` come without it. All else is shared, as in ``state_dict()``.
+        """
+        packed, squares = self.state_dict(), self._squares()
+        for group in packed["param_groups"]:
+            if group.get("state_dtype") == "8bit":
+                del group["state_dtype"]
+        packed["state"] = {name: eight_bit.dequantized(state, squares) for name, state in packed["state"].items()}
+        return packed
 
     def __getstate__(self) -> dict[str, Any]:
         own = (*CLIPPING_DEFAULTS, "grad_norm", "skipped_steps")
@@ -312,6 +334,17 @@ class FusedOptimizer(torch.optim.Optimizer):
             expected = ", ".join(map(str, STATE_DTYPES))
             refuse(operation, "state_dtype", f"one of {expected}", repr(options["state_dtype"]))
         _core.check_options(operation, self._kernel([options]), options)
+
+    def _squares(self) -> set[str]:
+        """The states that are never negative, such as second moments."""
+        flags = _core.optimizers()[self._kernel(self.param_groups)]["squares"]
+        return {key for key, square in zip(self._states, flags, strict=True) if square}
+
+    def _needed(self, group: dict[str, Any], param: Tensor) -> list[str]:
+        """The keys of a parameter's state."""
+        moments = [key for key, option in self._states.items() if option is None or group[option]]
+        scales = map(eight_bit.absmax, moments) if _in_8_bits(group, param) else ()
+        return ["step", *moments, *scales]
 
     def _clipping(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in CLIPPING_DEFAULTS}
@@ -360,7 +393,8 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     def _in_group_indices(self, message: str, kernel: str, params: list[list[Tensor]]) -> str:
         """The core counts the tensors that it was given; who reads its refusal counts those of the group."""
-        lists = "|".join(["params", "grads", "steps", *_core.optimizers()[kernel]["states"]])
+        states = _core.optimizers()[kernel]["states"]
+        lists = "|".join(["params", "grads", "steps", *states, *map(eight_bit.absmax, states)])
 
         def own_index(match: re.Match[str]) -> str:
             group, name, i = match.groups()
@@ -398,9 +432,8 @@ class FusedOptimizer(torch.optim.Optimizer):
 
         State that does not exist yet is made, and noted in `fresh` for the time after the step.
         """
-        used = [key if option is None or group[option] else None for key, option in self._states.items()]
         try:
-            columns = tuple(None if key is None else [state[key] for state in states] for key in used)
+            columns = self._columns(group, params, states)
             return columns, [state["step"] for state in states], self._companions(group, params, states, fresh)
         except KeyError:
             complete = [self._complete(group, p, state, fresh) for p, state in zip(params, states, strict=True)]
@@ -414,12 +447,11 @@ class FusedOptimizer(torch.optim.Optimizer):
         fresh: list[tuple[Tensor, dict[str, Tensor]]],
     ) -> Mapping[str, Any]:
         """`state` with what is missing in it: everything at first, later what an option has switched on."""
-        options = {"step": None, **self._states}
-        needed = [key for key, option in options.items() if option is None or group[option]]
+        needed = self._needed(group, param)
         missing = [key for key in needed if key not in state]
         if not missing:
             return state
-        if state and any(options[key] is None for key in missing):
+        if state and any(self._states.get(key.removesuffix("_absmax")) is None for key in missing):
             refuse(
                 f"{type(self).__name__}.step",
                 f"state of a parameter of shape {tuple(param.shape)}",
@@ -430,6 +462,19 @@ class FusedOptimizer(torch.optim.Optimizer):
         new = {key: self._new_state(key, param, group) for key in missing}
         fresh.append((param, new))
         return {**state, **new}
+
+    def _columns(
+        self, group: dict[str, Any], params: list[Tensor], states: list[Mapping[str, Any]]
+    ) -> tuple[Sequence[Any] | None, ...]:
+        """The tensors of each state, None where it is not used; in 8 bits then the scales of each."""
+        used = [key if option is None or group[option] else None for key, option in self._states.items()]
+        columns: list[Sequence[Any] | None] = [None if key is None else [s[key] for s in states] for key in used]
+        if group.get("state_dtype") == "8bit":
+            for key in used:
+                scale = "" if key is None else eight_bit.absmax(key)
+                pairs = zip(params, states, strict=True)
+                columns.append(None if key is None else [s[scale] if _in_8_bits(group, p) else None for p, s in pairs])
+        return tuple(columns)
 
     @staticmethod
     def _companion(group: dict[str, Any]) -> str | None:
@@ -473,18 +518,29 @@ class FusedOptimizer(torch.optim.Optimizer):
             first += len(everyone)
         return numbers
 
+    def _new_moments(self, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+        return {key: self._new_state(key, param, group) for key in self._needed(group, param) if key != "step"}
+
     def _new_state(self, key: str, param: Tensor, group: dict[str, Any]) -> Tensor:
         if key == "step":
             return torch.zeros((), dtype=torch.float32, device=param.device if group.get("capturable") else "cpu")
         if key == "master_param":
             return param.detach().to(torch.float32, memory_format=torch.preserve_format, copy=True)
+        if key.endswith("_absmax"):
+            return torch.zeros(eight_bit.blocks(param), dtype=torch.float32, device=param.device)
         return torch.zeros_like(
             param, dtype=self._state_dtype(key, param, group), memory_format=torch.preserve_format, requires_grad=False
         )
 
     @staticmethod
     def _state_dtype(key: str, param: Tensor, group: dict[str, Any]) -> torch.dtype:
-        if key == "master_param":
+        if key == "master_param" or key.endswith("_absmax"):
             return torch.float32
         wanted = None if key == "compensation" or param.dtype == torch.float64 else group.get("state_dtype")
+        if wanted == "8bit":
+            return torch.uint8
         return param.dtype if wanted is None else wanted
+
+
+def _in_8_bits(group: dict[str, Any], param: Tensor) -> bool:
+    return group.get("state_dtype") == "8bit" and param.dtype != torch.float64

@@ -49,8 +49,12 @@ class Precision(TypedDict, total=False):
     Stochastic rounding, a compensation and a float32 copy each keep them.
     """
 
-    state_dtype: torch.dtype | None
-    """Dtype of the moments: float32, bfloat16 or float16. Default: None, that of the parameter."""
+    state_dtype: torch.dtype | Literal["8bit"] | None
+    """Dtype of the moments: float32, bfloat16 or float16; or "8bit": codes of uint8, and for each block of 256 elements
+    its greatest absolute value, a float32, as a state of its own: ``exp_avg`` and ``exp_avg_absmax``. What a code
+    stands for: see `fusestep.ops.quantize_8bit`. Goes with every ``rounding``; not with ``RMSprop(centered=True)``, nor
+    with parameters that have gaps in memory. Moments of float64 parameters are float64 whatever this says.
+    Default: None, that of the parameter."""
 
     rounding: Literal["stochastic", "kahan"] | None
     """How updates of bfloat16 and float16 parameters are rounded. "stochastic": up or down at random, with the
@@ -72,7 +76,7 @@ class Extras(Clipping, Precision, total=False):
 
 
 PRECISION_DEFAULTS: dict[str, Any] = {"state_dtype": None, "rounding": None, "master_weights": False, "seed": None}
-STATE_DTYPES = (None, torch.float32, torch.bfloat16, torch.float16)
+STATE_DTYPES = (None, torch.float32, torch.bfloat16, torch.float16, "8bit")
 
 # Their defaults stand once, beside the functions on plain arrays.
 CLIPPING_DEFAULTS: dict[str, Any] = {name: ops.CLIPPING[name] for name in Clipping.__annotations__}

@@ -99,14 +99,15 @@ class SGD(FusedOptimizer):
         if not group["momentum"]:
             return (None,), 1, companions
         # torch counts no steps here: a buffer that is absent (None in some checkpoints) marks the first one.
-        buffers: list[Any] = [state.get("momentum_buffer") for state in states]
-        steps = [1 if buffer is None else 2 for buffer in buffers]
+        steps = [1 if state.get("momentum_buffer") is None else 2 for state in states]
         if 1 in steps:
+            states = list(states)
             for i, p in enumerate(params):
-                if buffers[i] is None:
-                    buffers[i] = self._new_state("momentum_buffer", p, group)
-                    fresh.append((p, {"momentum_buffer": buffers[i]}))
-        return (buffers,), steps, companions
+                if steps[i] == 1:
+                    new = self._new_moments(p, group)
+                    fresh.append((p, new))
+                    states[i] = {**states[i], **new}
+        return self._columns(group, params, states), steps, companions
 
     def _collect_counted(
         self,
@@ -119,20 +120,20 @@ class SGD(FusedOptimizer):
 
         The device has to see which one is the first; stochastic rounding draws by the number of the step.
         """
-        buffers: list[Any] = []
+        complete: list[Mapping[str, Any]] = []
         steps = []
         for p, state in zip(params, states, strict=True):
-            new = {}
+            new: dict[str, Tensor] = {}
             buffer, step = state.get("momentum_buffer"), state.get("step")
             if step is None:
                 step = new["step"] = self._new_state("step", p, group)
                 if buffer is not None:
                     step.fill_(1.0)
             if buffer is None and group["momentum"]:
-                buffer = new["momentum_buffer"] = self._new_state("momentum_buffer", p, group)
+                new |= self._new_moments(p, group)
             if new:
                 fresh.append((p, new))
-            buffers.append(buffer)
+            complete.append({**state, **new})
             steps.append(step)
         companions = self._companions(group, params, states, fresh)
-        return (buffers if group["momentum"] else None,), steps, companions
+        return self._columns(group, params, complete), steps, companions

@@ -45,11 +45,14 @@ def placed(
     """The gradients, each placed as its parameter is: redistributed where it is not, as torch's operators do.
 
     Raises:
-        ValueError: a parameter that is a partial sum, a gradient that is no DTensor or on another mesh, and, where
+        ValueError: moments in 8 bits, a parameter that is a partial sum, a gradient that is no DTensor or on another mesh, and, where
             gradients are `rewritten`, one of another placement.
     """
     result: list[list[Tensor]] = []
     for group, members, gradients in zip(groups, params, grads, strict=True):
+        if group.get("state_dtype") == "8bit" and _mesh.any_spread(members):
+            remedy = "Its blocks of 256 elements do not follow the shards: take torch.bfloat16."
+            refuse(operation, "state_dtype", "a dtype, where parameters are DTensors", '"8bit"', remedy)
         own: list[Tensor] = []
         for p, g in zip(members, gradients, strict=True):
             if _mesh.is_spread(p) and not _agrees(p, g):

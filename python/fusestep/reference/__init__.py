@@ -14,6 +14,7 @@ from .adam import adam, adamw
 from .attention import attention, attention_backward
 from .clip import clip_by_norm, clip_by_value, clip_coefficient, grad_norm
 from .dropout import attention_keep, dropout, dropout_add, dropout_keep, dropout_scale, dropout_threshold
+from .eight_bit import dequantize_8bit, quantize_8bit
 from .masked_softmax import masked_softmax, masked_softmax_backward
 from .philox import philox
 from .rmsprop import rmsprop
@@ -30,6 +31,7 @@ __all__ = [
     "clip_by_norm",
     "clip_by_value",
     "clip_coefficient",
+    "dequantize_8bit",
     "dropout",
     "dropout_add",
     "dropout_keep",
@@ -39,6 +41,7 @@ __all__ = [
     "masked_softmax",
     "masked_softmax_backward",
     "philox",
+    "quantize_8bit",
     "rmsprop",
     "round_stochastic",
     "rounding_numbers",
