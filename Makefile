@@ -15,7 +15,7 @@ train: $(BUILD)/.installed
 
 test: $(BUILD)/.installed
 	$(BIN)/python tools/check_symbols.py $(BUILD)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
 
 bench: $(BUILD)/.installed
 	$(BIN)/fusestep bench optim $(ARGS)

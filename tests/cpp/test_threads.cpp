@@ -98,7 +98,11 @@ void test_indices_are_claimed_in_increasing_order() {
     static thread_local std::int64_t last = -1;
     static thread_local int last_call = -1;
     parallel_for(64, [&](std::int64_t i) {
-      if (last_call == call && i <= last) increasing = false;
+      if (last_call == call && i <= last) {
+        increasing = false;
+        std::fprintf(stderr, "call %d: %lld after %lld\n", call, static_cast<long long>(i),
+                     static_cast<long long>(last));
+      }
       last = i;
       last_call = call;
     });

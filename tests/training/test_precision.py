@@ -72,7 +72,7 @@ def test_resume_is_the_straight_run_bit_for_bit(tmp_path, precision):
     torch.manual_seed(5)
     first.fit(*small_runs.data())
     second = make_trainer(precision, 12, seed=9, run_dir=tmp_path)
-    second.fit(*small_runs.data(seed=9), resume_from=tmp_path / "checkpoint.pt")
+    second.fit(*small_runs.data(seed=9), resume_from=tmp_path / "checkpoints")
     for name, tensor in second.model.state_dict().items():
         assert torch.equal(tensor, straight.model.state_dict()[name]), name
 

@@ -45,8 +45,8 @@ def placed(
     """The gradients, each placed as its parameter is: redistributed where it is not, as torch's operators do.
 
     Raises:
-        ValueError: moments in 8 bits, a parameter that is a partial sum, a gradient that is no DTensor or on another mesh, and, where
-            gradients are `rewritten`, one of another placement.
+        ValueError: moments in 8 bits, a parameter that is a partial sum, a gradient that is no DTensor or on another
+            mesh, and, where gradients are `rewritten`, one of another placement.
     """
     result: list[list[Tensor]] = []
     for group, members, gradients in zip(groups, params, grads, strict=True):
