@@ -153,6 +153,32 @@ def test_norm_and_clipping_that_stay_on_the_device(norm_type, rng):
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("norm_type", [1.0, 2.0, math.inf])
+def test_totals_of_several_processes_that_stay_on_the_device(norm_type, rng):
+    """A deferred step decides by them as the host does, and keeps nothing of its own gradients."""
+    grads = [torch.tensor(rng.standard_normal(n), dtype=torch.float32) for n in cases.SIZES]
+    out = torch.empty(1, dtype=torch.float64)
+    assert _core.grad_total("total", grads, norm_type, out) is None
+    assert float(out) == _core.grad_total("total", grads, norm_type)
+    clipping = {"max_grad_norm": 0.5, "norm_type": norm_type}
+    for totals in (
+        out,
+        torch.tensor([1.0, 2.5, *out.tolist()] * 100, dtype=torch.float64),
+        torch.tensor([math.nan, 1.0]),
+    ):
+        totals = totals.double()
+        want = _core.grad_norm("norm", [], norm_type, totals=totals)
+        norm, skipped, results = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64), []
+        for deferred in (None, {"grad_scale": None, "found_inf": None, "norm": norm, "skipped": skipped}):
+            p = torch.ones(cases.SIZES[-1])
+            group = ({"lr": 0.5}, [p], [grads[-1]], (None,), [torch.zeros(())], None, None)
+            _core.optimizer_step("step", "sgd", [group], clipping, deferred, totals)
+            results.append(p)
+        assert np.array_equal(float(norm), want, equal_nan=True)
+        assert torch.equal(*results)
+        assert float(skipped) == (0 if math.isfinite(want) else 1)
+
+
 def test_a_norm_of_many_groups_of_slices(rng):
     """64 groups of 64 slices are added up at a time: these are more."""
     block = torch.tensor(rng.standard_normal(cases.SLICE), dtype=torch.float32)

@@ -59,7 +59,7 @@ def clip_grad_norm_(
         "on_nonfinite": "raise" if error_if_nonfinite else "propagate",
     }
     whole = _whole("clip_grad_norm_", listed, grads, norm_type)
-    written = grads if whole is None else [_mesh.local(g) for g in grads]
+    written = grads if whole is None else _mesh.parts(grads)
     if _stays_on_device(grads, error_if_nonfinite):
         out = torch.empty((), dtype=torch.float64, device=grads[0].device)
         _core.clip_grad_norm_("clip_grad_norm_", written, clipping, out, None if whole is None else whole.totals)
@@ -87,7 +87,7 @@ def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float, f
     for i, g in enumerate(grads if _mesh.any_spread(grads) else ()):
         if _mesh.without_partial(g) is not g:
             refuse("clip_grad_value_", f"grads[{i}]", "shards or replicas", "a partial sum", "Redistribute it first.")
-    written = [_mesh.local(g) for g in grads]
+    written = _mesh.parts(grads)
     _core.clip_grad_value_("clip_grad_value_", written, float(clip_value))
     _count_change(grads, written)
 
@@ -112,7 +112,7 @@ def get_total_norm(
     """
     tensors = [tensors] if isinstance(tensors, Tensor) else list(tensors)
     whole = _whole("get_total_norm", tensors, tensors, norm_type)
-    measured = tensors if whole is None else [_mesh.local(t) for t in tensors]
+    measured = tensors if whole is None else _mesh.parts(tensors)
     if _stays_on_device(tensors, error_if_nonfinite):
         out = torch.empty((), dtype=torch.float64, device=tensors[0].device)
         _core.grad_norm("get_total_norm", measured, float(norm_type), out, None if whole is None else whole.totals)
