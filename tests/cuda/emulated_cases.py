@@ -179,6 +179,41 @@ def test_totals_of_several_processes_that_stay_on_the_device(norm_type, rng):
         assert float(skipped) == (0 if math.isfinite(want) else 1)
 
 
+@pytest.fixture
+def process_group():
+    """Of this process alone."""
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_a_deferred_step_over_shards(process_group):
+    """The decision over a mesh: the bits of a step whose host decides, and of one that has no mesh."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    mesh = init_device_mesh("cpu", (1,))
+    row = cases.BY_NAME["adamw"]
+    (host, host_params), (device, device_params) = pair(row, max_grad_norm=1.0)
+    shards = [torch.nn.Parameter(distribute_tensor(p.detach().clone(), mesh, [Shard(0)])) for p in device_params]
+    spread = fusestep.optim.AdamW(shards, capturable=True, max_grad_norm=1.0)
+    for number, bad in enumerate((False, True, False)):
+        for params in (host_params, device_params, shards):
+            set_grads(params, number)
+        if bad:
+            host_params[0].grad[0] = device_params[0].grad[0] = math.inf
+        for p, q in zip(shards, host_params, strict=True):
+            p.grad = distribute_tensor(q.grad.clone(), mesh, [Shard(0)])
+        for optimizer in (host, device, spread):
+            optimizer.step()
+        for p, q in zip(shards, host_params, strict=True):
+            assert torch.equal(p.detach().to_local(), q.detach())
+        assert float(spread.grad_norm) == float(device.grad_norm) == host.grad_norm
+    assert float(spread.skipped_steps) == 1
+
+
 def test_a_norm_of_many_groups_of_slices(rng):
     """64 groups of 64 slices are added up at a time: these are more."""
     block = torch.tensor(rng.standard_normal(cases.SLICE), dtype=torch.float32)

@@ -2,7 +2,8 @@
 
 An optimizer of `fusestep.optim` clips within its step (``max_grad_norm=``) and is faster so; these are for
 other optimizers, and for looking at the norm. Norms are summed in float64 in a fixed order: the same bits
-for any number of threads. (torch's float32 sum on the CPU was seen 1e-2 off at 1e8 elements.)
+for any number of threads. (torch's float32 sum on the CPU was seen 1e-2 off at 1e8 elements.) DTensors count with all
+their elements, on whatever process these are: see docs/sharded.md.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ def clip_grad_norm_(
     Raises:
         TypeError: gradients of another dtype, layout or device.
         ValueError: another norm, or a `max_norm` out of range.
-        RuntimeError: the norm is not finite, with `error_if_nonfinite`.
+        RuntimeError: the norm is not finite, with `error_if_nonfinite`; processes of one mesh that have gradients of
+            different parameters.
     """
     listed = _listed(parameters)
     grads = _grads(listed)

@@ -31,8 +31,10 @@ Group: TypeAlias = tuple[
 
 def meshes(groups: Sequence[dict[str, Any]]) -> list[DeviceMesh]:
     """The meshes over which any parameter is spread, with a gradient or without; of most optimizers none."""
-    params = list(chain.from_iterable(group["params"] for group in groups))
-    return _mesh.meshes_of(params) if _mesh.any_spread(params) else []
+    members = [group["params"] for group in groups]
+    if not _mesh.any_spread(chain.from_iterable(members)):
+        return []
+    return _mesh.meshes_of(chain.from_iterable(members))
 
 
 def placed(
