@@ -38,13 +38,14 @@ def is_spread(tensor: Any) -> bool:
     return kind is not None and isinstance(tensor, kind)
 
 
-def local(tensor: Any) -> Any:
-    """This process' part of a DTensor, in the same memory; anything else as it is."""
-    if not is_spread(tensor):
-        return tensor
+def parts(tensors: Iterable[Any]) -> list[Any]:
+    """This process' part of each DTensor, in the same memory; anything else as it is."""
+    kind = _dtensor()
+    if kind is None:
+        return list(tensors)
     with torch.no_grad():
-        part = tensor.to_local()
-    return part.wait() if hasattr(part, "wait") else part  # of a communication that is still under way
+        local = [t.to_local() if isinstance(t, kind) else t for t in tensors]
+    return [t.wait() if hasattr(t, "wait") else t for t in local]  # of a communication that is still under way
 
 
 def meshes_of(tensors: Iterable[Tensor]) -> list[DeviceMesh]:
@@ -117,7 +118,7 @@ def gather(
         if mesh.get_coordinate() is None:
             continue
         own = [t for t in tensors if is_spread(t) and t.device_mesh == mesh]  # type: ignore[attr-defined]
-        total = _total(operation, [local(t) for t in own if _answers_for(t)], norm_type, device)
+        total = _total(operation, parts(filter(_answers_for, own)), norm_type, device)
         number = hash(tuple(t.shape for t in own)) % 2**52  # exact in float64, the same in all processes
         for group in _groups(mesh):
             rows = _all_gather(mesh, group, torch.cat([found, found.new_tensor([number]), total, carried]))
@@ -128,14 +129,14 @@ def gather(
     return Whole(carried, found, shapes)
 
 
-def _total(operation: str, parts: list[Tensor], norm_type: float, device: torch.device) -> Tensor:
-    """The sum of the norm over `parts` before its root, in one element; on CUDA nobody waits for it."""
+def _total(operation: str, tensors: list[Tensor], norm_type: float, device: torch.device) -> Tensor:
+    """The sum of the norm before its root, in one element; on CUDA nobody waits for it."""
     if device.type == "cuda":
         total = torch.empty(1, dtype=torch.float64, device=device)
-        if parts:
-            _core.grad_total(operation, parts, norm_type, total)
-        return total if parts else total.zero_()
-    return torch.tensor([_core.grad_total(operation, parts, norm_type)], dtype=torch.float64)
+        if tensors:
+            _core.grad_total(operation, tensors, norm_type, total)
+        return total if tensors else total.zero_()
+    return torch.tensor([_core.grad_total(operation, tensors, norm_type)], dtype=torch.float64)
 
 
 def _answers_for(tensor: Any) -> bool:

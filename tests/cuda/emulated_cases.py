@@ -153,6 +153,67 @@ def test_norm_and_clipping_that_stay_on_the_device(norm_type, rng):
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("norm_type", [1.0, 2.0, math.inf])
+def test_totals_of_several_processes_that_stay_on_the_device(norm_type, rng):
+    """A deferred step decides by them as the host does, and keeps nothing of its own gradients."""
+    grads = [torch.tensor(rng.standard_normal(n), dtype=torch.float32) for n in cases.SIZES]
+    out = torch.empty(1, dtype=torch.float64)
+    assert _core.grad_total("total", grads, norm_type, out) is None
+    assert float(out) == _core.grad_total("total", grads, norm_type)
+    clipping = {"max_grad_norm": 0.5, "norm_type": norm_type}
+    for totals in (
+        out,
+        torch.tensor([1.0, 2.5, *out.tolist()] * 100, dtype=torch.float64),
+        torch.tensor([math.nan, 1.0]),
+    ):
+        totals = totals.double()
+        want = _core.grad_norm("norm", [], norm_type, totals=totals)
+        norm, skipped, results = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64), []
+        for deferred in (None, {"grad_scale": None, "found_inf": None, "norm": norm, "skipped": skipped}):
+            p = torch.ones(cases.SIZES[-1])
+            group = ({"lr": 0.5}, [p], [grads[-1]], (None,), [torch.zeros(())], None, None)
+            _core.optimizer_step("step", "sgd", [group], clipping, deferred, totals)
+            results.append(p)
+        assert np.array_equal(float(norm), want, equal_nan=True)
+        assert torch.equal(*results)
+        assert float(skipped) == (0 if math.isfinite(want) else 1)
+
+
+@pytest.fixture
+def process_group():
+    """Of this process alone."""
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_a_deferred_step_over_shards(process_group):
+    """The decision over a mesh: the bits of a step whose host decides, and of one that has no mesh."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    mesh = init_device_mesh("cpu", (1,))
+    row = cases.BY_NAME["adamw"]
+    (host, host_params), (device, device_params) = pair(row, max_grad_norm=1.0)
+    shards = [torch.nn.Parameter(distribute_tensor(p.detach().clone(), mesh, [Shard(0)])) for p in device_params]
+    spread = fusestep.optim.AdamW(shards, capturable=True, max_grad_norm=1.0)
+    for number, bad in enumerate((False, True, False)):
+        for params in (host_params, device_params, shards):
+            set_grads(params, number)
+        if bad:
+            host_params[0].grad[0] = device_params[0].grad[0] = math.inf
+        for p, q in zip(shards, host_params, strict=True):
+            p.grad = distribute_tensor(q.grad.clone(), mesh, [Shard(0)])
+        for optimizer in (host, device, spread):
+            optimizer.step()
+        for p, q in zip(shards, host_params, strict=True):
+            assert torch.equal(p.detach().to_local(), q.detach())
+        assert float(spread.grad_norm) == float(device.grad_norm) == host.grad_norm
+    assert float(spread.skipped_steps) == 1
+
+
 def test_a_norm_of_many_groups_of_slices(rng):
     """64 groups of 64 slices are added up at a time: these are more."""
     block = torch.tensor(rng.standard_normal(cases.SLICE), dtype=torch.float32)

@@ -41,6 +41,7 @@ def run(*arguments, **more_environment):
         ["tests/ops/test_ops_optim.py"],
         ["tests/ops/test_ops_16bit.py"],
         ["tests/ops/test_norm_clip.py", "-m", "not slow"],
+        ["tests/ops/test_shards.py"],
         pytest.param(["tests/ops/test_masked_softmax.py", "-k", "not attention"], marks=pytest.mark.slow),
         pytest.param(["tests/ops/test_attention_ops.py", "-k", ATTENTION], marks=pytest.mark.slow),
         ["tests/ops/test_seed_in_memory.py"],

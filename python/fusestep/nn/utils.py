@@ -2,7 +2,8 @@
 
 An optimizer of `fusestep.optim` clips within its step (``max_grad_norm=``) and is faster so; these are for
 other optimizers, and for looking at the norm. Norms are summed in float64 in a fixed order: the same bits
-for any number of threads. (torch's float32 sum on the CPU was seen 1e-2 off at 1e8 elements.)
+for any number of threads. (torch's float32 sum on the CPU was seen 1e-2 off at 1e8 elements.) DTensors count with all
+their elements, on whatever process these are: see docs/sharded.md.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ def clip_grad_norm_(
     Raises:
         TypeError: gradients of another dtype, layout or device.
         ValueError: another norm, or a `max_norm` out of range.
-        RuntimeError: the norm is not finite, with `error_if_nonfinite`.
+        RuntimeError: the norm is not finite, with `error_if_nonfinite`; processes of one mesh that have gradients of
+            different parameters.
     """
     listed = _listed(parameters)
     grads = _grads(listed)
@@ -59,7 +61,7 @@ def clip_grad_norm_(
         "on_nonfinite": "raise" if error_if_nonfinite else "propagate",
     }
     whole = _whole("clip_grad_norm_", listed, grads, norm_type)
-    written = grads if whole is None else [_mesh.local(g) for g in grads]
+    written = grads if whole is None else _mesh.parts(grads)
     if _stays_on_device(grads, error_if_nonfinite):
         out = torch.empty((), dtype=torch.float64, device=grads[0].device)
         _core.clip_grad_norm_("clip_grad_norm_", written, clipping, out, None if whole is None else whole.totals)
@@ -87,7 +89,7 @@ def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float, f
     for i, g in enumerate(grads if _mesh.any_spread(grads) else ()):
         if _mesh.without_partial(g) is not g:
             refuse("clip_grad_value_", f"grads[{i}]", "shards or replicas", "a partial sum", "Redistribute it first.")
-    written = [_mesh.local(g) for g in grads]
+    written = _mesh.parts(grads)
     _core.clip_grad_value_("clip_grad_value_", written, float(clip_value))
     _count_change(grads, written)
 
@@ -112,7 +114,7 @@ def get_total_norm(
     """
     tensors = [tensors] if isinstance(tensors, Tensor) else list(tensors)
     whole = _whole("get_total_norm", tensors, tensors, norm_type)
-    measured = tensors if whole is None else [_mesh.local(t) for t in tensors]
+    measured = tensors if whole is None else _mesh.parts(tensors)
     if _stays_on_device(tensors, error_if_nonfinite):
         out = torch.empty((), dtype=torch.float64, device=tensors[0].device)
         _core.grad_norm("get_total_norm", measured, float(norm_type), out, None if whole is None else whole.totals)

@@ -44,7 +44,9 @@ class FusedOptimizer(torch.optim.Optimizer):
         params: tensors, (name, tensor) pairs or dicts of a parameter group, as for ``torch.optim``.
             float32, bfloat16, float16 or float64, on the CPU or all on one CUDA device, any strides without
             overlap. Gradients of float64 parameters are float64, of others any of the other three dtypes. All but
-            float64 is computed in float32 and rounded once. Parameters without a gradient are left alone.
+            float64 is computed in float32 and rounded once. Parameters without a gradient are left alone. DTensors, of
+            any meshes and placements but partial sums: each process updates its part, and the norm is that of all
+            processes (docs/sharded.md).
         defaults: the options of a parameter group, under torch's names.
         extras: see `Clipping` and `Precision`.
 
@@ -149,7 +151,8 @@ class FusedOptimizer(torch.optim.Optimizer):
         Raises:
             TypeError: a tensor of a dtype, layout or device that the kernels do not take.
             ValueError: shapes that do not match, overlapping tensors, an option out of its range.
-            RuntimeError: a norm that is not finite, with ``on_nonfinite="raise"``.
+            RuntimeError: a norm that is not finite, with ``on_nonfinite="raise"``; processes of one mesh that have
+                gradients of different parameters.
         """
         loss = None
         if closure is not None:

@@ -31,8 +31,10 @@ Group: TypeAlias = tuple[
 
 def meshes(groups: Sequence[dict[str, Any]]) -> list[DeviceMesh]:
     """The meshes over which any parameter is spread, with a gradient or without; of most optimizers none."""
-    params = list(chain.from_iterable(group["params"] for group in groups))
-    return _mesh.meshes_of(params) if _mesh.any_spread(params) else []
+    members = [group["params"] for group in groups]
+    if not _mesh.any_spread(chain.from_iterable(members)):
+        return []
+    return _mesh.meshes_of(chain.from_iterable(members))
 
 
 def placed(
@@ -62,11 +64,12 @@ def placed(
     return result
 
 
-def _agrees(param: Any, grad: Any) -> bool:
+def _agrees(param: Any, other: Any) -> bool:
+    """Whether `other` is placed as the DTensor `param` is, and that in a way that can be updated."""
     return (
-        _mesh.is_spread(grad)
-        and (grad.device_mesh is param.device_mesh or grad.device_mesh == param.device_mesh)
-        and grad.placements == param.placements
+        _mesh.is_spread(other)
+        and (other.device_mesh is param.device_mesh or other.device_mesh == param.device_mesh)
+        and other.placements == param.placements
         and not any(placement.is_partial() for placement in param.placements)
     )
 
@@ -111,30 +114,29 @@ def local(operation: str, groups: Sequence[dict[str, Any]], names: Sequence[str]
         columns = dict(zip(names, states, strict=True)) | {"what the rounding keeps": companions}
         for name, column in columns.items():
             for p, kept in zip(params, column or (), strict=column is not None):
-                if (_mesh.is_spread(p) or _mesh.is_spread(kept)) and not _agrees(p, kept):
+                spread = _mesh.is_spread(p)
+                if spread != _mesh.is_spread(kept) or (spread and not _agrees(p, kept)):
                     refuse(
                         operation,
                         f"{name} of {_name('params', groups, group, p)}",
-                        f"a DTensor as its parameter is, {_placed_as(p)}" if _mesh.is_spread(p) else "no DTensor",
+                        f"a DTensor as its parameter is, {_placed_as(p)}"
+                        if spread
+                        else "no DTensor, nor is its parameter",
                         _placed_as(kept) if _mesh.is_spread(kept) else f"a tensor of shape {tuple(kept.shape)}",
                         "torch.distributed.checkpoint.state_dict.set_optimizer_state_dict places what it loads.",
                     )
         result.append(
             (
                 options,
-                _parts(params),
-                _parts(grads),
-                tuple(None if column is None else _parts(column) for column in states),
-                steps if isinstance(steps, int) else _parts(steps),
-                None if companions is None else _parts(companions),
+                _mesh.parts(params),
+                _mesh.parts(grads),
+                tuple(None if column is None else _mesh.parts(column) for column in states),
+                steps if isinstance(steps, int) else _mesh.parts(steps),
+                None if companions is None else _mesh.parts(companions),
                 None if numbers is None else _numbered(operation, groups, group, params, numbers),
             )
         )
     return result
-
-
-def _parts(tensors: Sequence[Any]) -> list[Any]:
-    return list(map(_mesh.local, tensors))
 
 
 def _numbered(
