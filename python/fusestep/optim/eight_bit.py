@@ -61,5 +61,5 @@ def _dequantize(codes: Tensor, scales: Tensor, square: bool) -> Tensor:
 
 def _in_memory_order(dense: Tensor) -> Tensor:
     """A view of a tensor without gaps whose elements, in C order, are those of the memory."""
-    order = sorted(range(dense.ndim), key=lambda dim: -dense.stride(dim))
+    order = sorted(range(dense.ndim), key=dense.stride().__getitem__, reverse=True)
     return dense.permute(order)
