@@ -28,9 +28,8 @@ struct alignas(kPack) CodePack {
   std::uint8_t code[kPack];
 };
 
-template <bool kSquare>
-__device__ __forceinline__ void read_codes(float (&to)[kPack], const std::uint8_t* codes, bool packed, int count,
-                                           float scale) {
+__device__ __forceinline__ void read_codes(bool square, float (&to)[kPack], const std::uint8_t* codes, bool packed,
+                                           int count, float scale) {
   CodePack pack{};
   if (packed) {
     pack = *reinterpret_cast<const CodePack*>(codes);
@@ -40,18 +39,21 @@ __device__ __forceinline__ void read_codes(float (&to)[kPack], const std::uint8_
     }
   }
   for (int i = 0; i < kPack; ++i) {
-    to[i] = i < count ? decode_moment<kSquare, float>(std::uint32_t{pack.code[i]}) * scale : 0.0f;
+    const std::uint32_t code = pack.code[i];
+    const float fraction = square ? decode_moment<true, float>(code) : decode_moment<false, float>(code);
+    to[i] = i < count ? fraction * scale : 0.0f;
   }
 }
 
-template <bool kSquare>
-__device__ __forceinline__ void write_codes(std::uint8_t* codes, bool packed, int count, const float (&from)[kPack],
-                                            float inverse) {
+__device__ __forceinline__ void write_codes(bool square, std::uint8_t* codes, bool packed, int count,
+                                            const float (&from)[kPack], float inverse) {
   const bool is_nan = inverse != inverse;  // the bits of NaN differ between machines
   CodePack pack;
   for (int i = 0; i < kPack; ++i) {
-    const std::uint32_t code = encode_moment<kSquare>(bits_of(from[i] * inverse));
-    pack.code[i] = static_cast<std::uint8_t>(is_nan ? MomentCode<kSquare>::kGreatest : code);
+    const std::uint32_t fraction = bits_of(from[i] * inverse);
+    const std::uint32_t code = square ? encode_moment<true>(fraction) : encode_moment<false>(fraction);
+    const std::uint32_t greatest = square ? MomentCode<true>::kGreatest : MomentCode<false>::kGreatest;
+    pack.code[i] = static_cast<std::uint8_t>(is_nan ? greatest : code);
   }
   if (packed) {
     *reinterpret_cast<CodePack*>(codes) = pack;
@@ -89,8 +91,8 @@ __device__ __forceinline__ void update_block(const UpdateTensorOnDevice& tensor,
     for (int k = 0; k < kMaxStates; ++k) {
       if (!uses(Update::kStates, k)) continue;
       if (own.in_8_bits(k)) {
-        read_codes<uses(Update::kSquares, k)>(values[p].state[k], codes(k) + own.first, own.packed, own.count,
-                                              tensor.absmax[k][block]);
+        read_codes(uses(Update::kSquares, k), values[p].state[k], codes(k) + own.first, own.packed, own.count,
+                   tensor.absmax[k][block]);
       } else {
         own.load(kFirstState + k, values[p].state[k]);
       }
@@ -113,7 +115,7 @@ __device__ __forceinline__ void update_block(const UpdateTensorOnDevice& tensor,
 #pragma unroll
     for (int p = 0; p < kPacks; ++p) {
       const Lane<Update> own = elements(p);
-      write_codes<uses(Update::kSquares, k)>(codes(k) + own.first, own.packed, own.count, values[p].state[k], inverse);
+      write_codes(uses(Update::kSquares, k), codes(k) + own.first, own.packed, own.count, values[p].state[k], inverse);
     }
     if (lane == 0) tensor.absmax[k][block] = float_of(scale);
   }
