@@ -9,6 +9,7 @@ import multiprocessing
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -71,7 +72,8 @@ def run(case: Case, threads: int, effort: Effort, say: Callable[[str], None]) ->
             with CommDebugMode() as communication:
                 contestant.step()
             collectives[contestant.name] = float(communication.get_total_counts())
-        timings = measure(everybody, effort)
+        # The load of others is not known: the other process would count as one of them.
+        timings = replace(measure(everybody, effort), other_load=None)
     torch.set_num_threads(before[0])
     fusestep.set_num_threads(before[1])
     ours = collectives.pop(OURS)

@@ -121,7 +121,7 @@ def gather(
         total = _total(operation, parts(filter(_answers_for, own)), norm_type, device)
         number = hash(tuple(t.shape for t in own)) % 2**52  # exact in float64, the same in all processes
         for group in _groups(mesh):
-            rows = _all_gather(mesh, group, torch.cat([found, found.new_tensor([number]), total, carried]))
+            rows = _all_gather(mesh, group, torch.cat([found, found.new_full((1,), number), total, carried]))
             found = rows[:, 0].amax().reshape(1)
             shapes.append((group, rows[:, 1]))
             total, carried = rows[:, 2 : 2 + total.numel()].reshape(-1), rows[0, 2 + total.numel() :]

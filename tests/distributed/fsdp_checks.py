@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch_pairs import ours, theirs
 
-STEPS = 4
+STEPS = 3
 BATCH = 8
 MAX_NORM = 0.05  # of gradients whose norm is above it
 EPS = torch.finfo(torch.float32).eps

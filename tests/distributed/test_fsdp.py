@@ -17,10 +17,15 @@ def world(request):
         yield world
 
 
-@pytest.mark.parametrize("layout", ["shards", "replicas", "tensor parallel", "offload"])
+@pytest.mark.parametrize("layout", ["shards", "tensor parallel"])
 @pytest.mark.parametrize(("name", "options"), ROWS)
 def test_trains_as_a_single_process(world, name, options, layout):
     world.run(checks.trains_as_a_single_process, name, options, layout)
+
+
+@pytest.mark.parametrize("layout", ["replicas", "offload"])
+def test_other_layouts(world, layout):
+    world.run(checks.trains_as_a_single_process, "adamw", common_setting(cases.BY_NAME["adamw"]), layout)
 
 
 @pytest.mark.parametrize(("name", "options"), ROWS)

@@ -226,3 +226,26 @@ def test_hooks_of_state_dict():
     optimizer.register_load_state_dict_post_hook(lambda o: seen.append("load"))
     optimizer.load_state_dict(optimizer.state_dict())
     assert seen == ["save", "load"]
+
+
+def test_the_helpers_of_checkpoints_leave_parameters_alone():
+    """They make the state by a step of zero gradients at a zero rate, which an independent decay would not survive."""
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+
+    for decay in ("lr", "independent"):
+        model = torch.nn.Linear(3, 2)
+        before = [p.detach().clone() for p in model.parameters()]
+        optimizer = fusestep.optim.AdamW(model.parameters(), decay=decay, weight_decay=0.5)
+        saved = get_optimizer_state_dict(model, optimizer)
+        assert saved["state"]["weight"]["exp_avg"].shape == (2, 3)
+        assert optimizer.param_groups[0]["weight_decay"] == 0.5
+        for p, value in zip(model.parameters(), before, strict=True):
+            assert torch.equal(p.detach(), value)
+        # A first step at a zero rate, as of a warm-up, decays as it always did.
+        fresh = fusestep.optim.AdamW(model.parameters(), lr=0.0, decay=decay, weight_decay=0.5)
+        for p in model.parameters():
+            p.grad = torch.ones_like(p)
+        fresh.step()
+        factor = 0.5 if decay == "independent" else 1.0
+        for p, value in zip(model.parameters(), before, strict=True):
+            assert torch.equal(p.detach(), factor * value)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
@@ -68,3 +70,30 @@ class AdamW(Adam):
         }
         # Not Adam's own, which has no place for `decay`.
         FusedOptimizer.__init__(self, params, defaults, extras)
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """See `FusedOptimizer.step`."""
+        if self.state or closure is not None or not self._only_makes_state():
+            return super().step(closure)
+        decays = [group["weight_decay"] for group in self.param_groups]
+        try:
+            for group in self.param_groups:
+                group["weight_decay"] = 0.0
+            return super().step()
+        finally:
+            for group, weight_decay in zip(self.param_groups, decays, strict=True):
+                group["weight_decay"] = weight_decay
+
+    def _only_makes_state(self) -> bool:
+        """Whether this is the step by which torch.distributed.checkpoint makes the state that is to be saved or loaded.
+
+        It is of zero gradients at a zero rate, and must change no parameter: an independent decay would.
+        """
+        if all(group.get("decay") != "independent" for group in self.param_groups):
+            return False
+        if any(float(group["lr"]) != 0.0 for group in self.param_groups):
+            return False
+        from fusestep.nn.utils import get_total_norm  # here: it brings all of fusestep.nn with it
+
+        params = chain.from_iterable(group["params"] for group in self.param_groups)
+        return float(get_total_norm(p.grad for p in params if p.grad is not None)) == 0.0
