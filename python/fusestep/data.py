@@ -63,12 +63,27 @@ class RandomBatches:
     each in a random order: ``len(batches)`` = s steps with N = b * s (the few windows beyond b * s are left
     for other epochs). The targets are the inputs one byte later.
 
+    rank, processes: of several processes that train together, each makes its own share of every batch: rows rank,
+    rank + processes, ... of it. Each needs a ``generator`` of the same state.
+
     All randomness comes from ``generator``, and ``state_dict`` / ``load_state_dict`` continue in the middle
     of an epoch: the next iteration gives exactly the batches that would have come.
     """
 
-    def __init__(self, data: Tensor, batch_size: int, context: int, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        data: Tensor,
+        batch_size: int,
+        context: int,
+        generator: torch.Generator,
+        *,
+        rank: int = 0,
+        processes: int = 1,
+    ) -> None:
         _check_windows("RandomBatches", data, batch_size, context, spare=context)
+        _check_share("RandomBatches", rank, processes)
+        if batch_size % processes:
+            refuse("RandomBatches", "batch_size", f"a multiple of the {processes} processes", str(batch_size))
         self.windows = (len(data) - context) // context  # what fits whatever the offset
         if self.windows < batch_size:
             refuse(
@@ -83,6 +98,7 @@ class RandomBatches:
         self.batch_size = batch_size
         self.context = context
         self.generator = generator
+        self._share = slice(rank, None, processes)
         self._begin_epoch()
 
     def _begin_epoch(self) -> None:
@@ -102,7 +118,7 @@ class RandomBatches:
         while self._position < len(self):
             first = self._position * self.batch_size
             self._position += 1  # before the batch leaves, so that a state taken while it is in use is after it
-            yield _cut(self.data, self._starts[first : first + self.batch_size], self.context)
+            yield _cut(self.data, self._starts[first : first + self.batch_size][self._share], self.context)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the iteration stands: everything that ``load_state_dict`` needs, for ``torch.save``."""
@@ -129,15 +145,18 @@ class SequentialBatches:
 
     The windows are dealt out like cards, neighbours to different batches, so that the first m batches are
     spread over the whole text and not just its beginning.
+
+    rank, processes: as for ``RandomBatches``. Of a last batch of fewer windows than processes some get no rows.
     """
 
-    def __init__(self, data: Tensor, batch_size: int, context: int) -> None:
+    def __init__(self, data: Tensor, batch_size: int, context: int, *, rank: int = 0, processes: int = 1) -> None:
         _check_windows("SequentialBatches", data, batch_size, context, spare=1)
+        _check_share("SequentialBatches", rank, processes)
         self.data = data
         self.context = context
         starts = torch.arange((len(data) - 1) // context) * context
         count = math.ceil(len(starts) / batch_size)
-        self._batches = [starts[first::count] for first in range(count)]
+        self._batches = [starts[first::count][rank::processes] for first in range(count)]
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -169,6 +188,13 @@ def _check_windows(operation: str, data: Tensor, batch_size: int, context: int, 
             "Give more text, or a smaller context.",
             TextError,
         )
+
+
+def _check_share(operation: str, rank: int, processes: int) -> None:
+    check_integer(operation, "processes", processes, 1)
+    check_integer(operation, "rank", rank, 0)
+    if rank >= processes:
+        refuse(operation, "rank", f"one of the {processes} processes, from 0", str(rank))
 
 
 def _cut(data: Tensor, starts: Tensor, context: int) -> Batch:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import importlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -22,6 +24,7 @@ if TYPE_CHECKING:  # torch is imported when a run starts, so that --help and oth
     from fusestep.models import GPT
     from fusestep.optim import FusedOptimizer
     from fusestep.training import StepMetrics
+    from fusestep.training.processes import Processes
 
 # The rate at which each optimizer trains this model well; a rate is not portable between them.
 RATES = {"adamw": 2e-3, "adam": 2e-3, "rmsprop": 1e-3, "adagrad": 1e-2, "sgd": 0.03}
@@ -132,22 +135,35 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(options: argparse.Namespace) -> int:
     """Trains, and says on stdout what it does."""
     try:
-        import safetensors  # noqa: F401  # by fusestep.training
-        import torch
-        import tqdm  # type: ignore[import-untyped]
+        for name in ("torch", "tqdm", "safetensors"):
+            importlib.import_module(name)
     except ImportError as missing:
         raise UserError(
             f"train needs torch, tqdm and safetensors: {missing}. Try: pip install 'fusestep[train]'"
         ) from missing
 
+    from fusestep.training.processes import job
+
+    with job() as processes, contextlib.ExitStack() as silence:
+        if not processes.first:  # one process prints
+            silence.enter_context(contextlib.redirect_stdout(silence.enter_context(open(os.devnull, "w"))))
+        return _train(options, processes)
+
+
+def _train(options: argparse.Namespace, processes: Processes) -> int:
+    """``run``, as one of the ``processes`` that train one model together."""
+    import torch
+    import tqdm  # type: ignore[import-untyped]
+
     from fusestep.data import RandomBatches, SequentialBatches, read_text, split_text, unigram_loss
     from fusestep.models import GPT, GPTConfig
     from fusestep.training import CheckpointError, TrainConfig, Trainer, TrainingDiverged
+    from fusestep.training.processes import ProcessError
     from fusestep.training.rundir import RunDir
 
     run_dir = RunDir(Path(options.run_dir))
     resume_from = None if options.resume is None else Path(options.resume or run_dir.to_resume)
-    with as_user_errors(ValueError, OSError):
+    with as_user_errors(ValueError, OSError, ProcessError), processes.together():
         settings, saved = _settings(options, run_dir.config)
         device = _device(settings.device)
         torch.manual_seed(settings.seed)
@@ -171,8 +187,9 @@ def run(options: argparse.Namespace) -> int:
             raise UserError("train: --resume: the text is not the one that the run began with")
         train, val = split_text(text)
         generator = torch.Generator().manual_seed(settings.seed)
-        batches = RandomBatches(train, settings.batch_size, settings.context, generator)
-        val_batches = SequentialBatches(val, settings.batch_size, settings.context)
+        share = {"rank": processes.rank, "processes": processes.count}
+        batches = RandomBatches(train, settings.batch_size, settings.context, generator, **share)
+        val_batches = SequentialBatches(val, settings.batch_size, settings.context, **share)
         schedule = make_schedule(settings)
         baseline = unigram_loss(train, val)
         trainer = Trainer(
@@ -192,9 +209,10 @@ def run(options: argparse.Namespace) -> int:
             ),
             callbacks=[_evaluation_printer(tqdm.tqdm.write)],
         )
-        if resume_from is None:
-            run_dir.claim(overwrite=options.overwrite)
-        run_dir.config.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        if processes.first:
+            if resume_from is None:
+                run_dir.claim(overwrite=options.overwrite)
+            run_dir.config.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     epoch = len(batches) / settings.accumulate
     _print_facts(
@@ -205,13 +223,14 @@ def run(options: argparse.Namespace) -> int:
         epoch=f"N = b x s: {batches.windows:,} sequences of {settings.context} bytes"
         f" in batches of {settings.batch_size * settings.accumulate}: {epoch:.0f} steps;"
         f" the run's {settings.steps} are {settings.steps / epoch:.1f} epochs",
+        **({"processes": f"{processes.count}, each with its share of every batch"} if processes.count > 1 else {}),
         optimizer=f"fusestep.optim.{type(optimizer).__name__},"
         f" the gradient's norm clipped at {MAX_GRAD_NORM:g} after the warm-up",
         schedule=str(schedule),
         baseline=f"{baseline:.3f} nats a byte: the validation loss of byte frequencies alone",
     )
     try:
-        with as_user_errors(CheckpointError, TrainingDiverged):
+        with as_user_errors(CheckpointError, TrainingDiverged, ProcessError):
             end = trainer.fit(batches, val_batches, resume_from=resume_from)
     except KeyboardInterrupt:
         if run_dir.to_resume.exists():
@@ -224,6 +243,8 @@ def run(options: argparse.Namespace) -> int:
         f"\nvalidation loss {end.val_loss:.3f} nats a byte (byte frequencies alone: {baseline:.3f})"
         f" after {end.step} steps, {end.tokens:,} bytes, {end.seconds:.0f} s"
     )
+    if not processes.first:
+        return 0
     sample = _sample(model, bytes(val[:PROMPT_BYTES].tolist()), settings.seed)
     run_dir.sample.write_text(sample, encoding="utf-8")
     print(f"\na sample, which goes on from the first {PROMPT_BYTES} validation bytes:\n\n{sample}\n")
@@ -263,6 +284,9 @@ def _device(name: str) -> torch.device:
     if name not in usable:
         remedy = "This machine, this torch or this build of fusestep has no other."
         refuse("train", "--device", " or ".join(usable), name, remedy)
+    if name == "cuda" and "LOCAL_RANK" in os.environ:  # a device for each of torchrun's processes
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(name)
     return torch.device(name)
 
 

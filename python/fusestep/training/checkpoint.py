@@ -27,7 +27,7 @@ from torch import Tensor, nn
 import fusestep
 from fusestep._refusal import refuse
 from fusestep.training import checkpoint_v1, random_states
-from fusestep.training.state_tree import Flattener, unflatten
+from fusestep.training.state_tree import Flattener, same, unflatten
 
 try:
     import safetensors.torch
@@ -133,10 +133,18 @@ def find(path: Path) -> Path:
     return checkpoints[-1][1]
 
 
-def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, batches: Any, rank: int = 0) -> dict[str, Any]:
+def load(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Any,
+    rank: int = 0,
+    count: int = 1,
+) -> dict[str, Any]:
     """Puts the state of ``path`` into ``model``, ``optimizer``, ``batches`` and the random generators.
 
-    rank: whose random states and position in the data.
+    rank, count: which process this is, and of how many. Another number than when the checkpoint was written is possible
+        where the position in the data was the same for all.
 
     Returns the whole state, with the ``progress`` that ``save`` was given. Raises CheckpointError when the checkpoint
     is missing, damaged, of a newer version, or of another model, optimizer or data. Nothing has been changed then.
@@ -151,17 +159,28 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, batches
     expected = [len(group["params"]) for group in optimizer.param_groups]
     if sizes != expected:
         _refuse(path, "optimizer", f"parameter groups of sizes {expected}", f"{sizes}")
-    own = state["ranks"][rank]
-    if own["data"] is None:
-        _refuse(path, "data", "the position in the training batches", "none", "They had no state_dict.")
+    data = _position(path, [process["data"] for process in state["ranks"]], rank, count)
     try:
-        batches.load_state_dict(own["data"])
+        batches.load_state_dict(data)
     except ValueError as problem:
         raise CheckpointError(f"checkpoint '{path}': {problem}") from problem
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
-    random_states.set(own["random"])
+    if rank < len(state["ranks"]):
+        random_states.set(state["ranks"][rank]["random"])
     return state
+
+
+def _position(path: Path, positions: list[Any], rank: int, count: int) -> Any:
+    """The position in the data with which process ``rank`` of ``count`` goes on."""
+    if positions[0] is None:
+        _refuse(path, "data", "the position in the training batches", "none", "They had no state_dict.")
+    if len(positions) == count:
+        return positions[rank]
+    if not all(same(position, positions[0]) for position in positions):
+        remedy = f"Resume on {len(positions)} processes, or train on batches of fusestep.data."
+        _refuse(path, "data", f"the positions of {count} processes", f"{len(positions)}", remedy)
+    return positions[0]
 
 
 def read(path: Path) -> dict[str, Any]:

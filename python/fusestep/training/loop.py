@@ -6,11 +6,13 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from fusestep._refusal import refuse
 from fusestep.losses import cross_entropy
@@ -21,6 +23,7 @@ from fusestep.training.config import TrainConfig
 from fusestep.training.interrupt import DeferredInterrupt
 from fusestep.training.metrics import MetricsFile, StepMetrics
 from fusestep.training.plots import plot_curves
+from fusestep.training.processes import Processes, accumulating
 from fusestep.training.progress import Progress
 from fusestep.training.rundir import RunDir
 
@@ -42,6 +45,11 @@ class Trainer:
     loss_fn: default cross-entropy, hard or soft labels.
     callbacks: each is called with the ``StepMetrics`` of every update.
 
+    Where torch.distributed has a process group, its processes train one model together: each is given its share of
+    every batch; gradients are averaged, by DistributedDataParallel, which ``model`` may be already, and losses too;
+    rank 0 alone writes and shows progress. What torch draws at random is a function of (seed of rank 0, rank, step).
+    An error that one process meets before the first update is raised in all.
+
     ``trainer.step``, ``trainer.tokens`` and ``trainer.seconds`` tell how far the run is.
     """
 
@@ -55,7 +63,7 @@ class Trainer:
         loss_fn: Callable[[Any, Tensor], Tensor] = cross_entropy,
         callbacks: Sequence[Callable[[StepMetrics], None]] = (),
     ) -> None:
-        self.model = model
+        self.model: nn.Module = model.module if isinstance(model, DistributedDataParallel) else model
         self.optimizer = optimizer
         self.schedule = schedule
         self.config = config
@@ -66,7 +74,9 @@ class Trainer:
         self.seconds = 0.0
         self._device = next(model.parameters()).device
         self._nonfinite = 0  # updates in a row whose loss or gradient norm was not finite
-        self._saved = 0  # the step of the last checkpoint
+        self._saved = 0  # the step of the last checkpoint, or of the last attempt
+        self._processes = Processes(self._device)
+        self._parallel = model  # what is trained: self.model, or around it what averages gradients
 
     def check(self) -> None:
         """Refuses what this machine or this build cannot train. ``fit`` calls it before anything is read or written.
@@ -120,23 +130,33 @@ class Trainer:
         TrainingDiverged when the loss or the gradient stays infinite or NaN. A checkpoint that cannot be written
         (a full disk) is a warning.
         """
-        self.check()
-        config, run_dir, metrics = self.config, self._open_run_dir(resume_from), None
-        if resume_from is not None:
-            self._resume(Path(resume_from), train_batches)
+        config, processes, metrics, stop = self.config, self._processes, None, False
+        with processes.together():
+            self.check()
+            run_dir = self._open_run_dir(resume_from)
+            if resume_from is not None:
+                self._resume(Path(resume_from), train_batches)
+        processes.check_same("Trainer.fit", self._facts())
+        processes.share_seed(None)
+        self._parallel = processes.data_parallel(self._parallel)
         stream = _epoch_after_epoch(train_batches)
         with (
-            MetricsFile(run_dir.metrics if run_dir else None, self.step) as metrics_file,
-            Progress(config.progress, self.step, config.max_steps) as progress,
+            MetricsFile(run_dir.metrics if run_dir and processes.first else None, self.step) as metrics_file,
+            Progress(config.progress and processes.first, self.step, config.max_steps) as progress,
             DeferredInterrupt() as interrupt,
+            processes.noticing_losses("Trainer.fit"),
         ):
             started = time.perf_counter() - self.seconds
             self.model.train()
-            while self.step < config.max_steps and not interrupt.requested:
+            while self.step < config.max_steps and not stop:
+                processes.begin_step(self.step)
                 lr = self._set_rate()
-                loss = self._accumulate_gradients(stream)
+                loss, tokens = self._accumulate_gradients(stream)
                 grad_norm = self._update()
                 self.step += 1
+                losses, tokens, stops = processes.sum(loss, tokens, interrupt.requested)
+                loss, stop = losses / processes.count, stops > 0
+                self.tokens += int(tokens)
                 val_loss = None
                 if val_batches is not None and self._due(config.eval_every):
                     val_loss = self.evaluate(val_batches)
@@ -149,25 +169,32 @@ class Trainer:
                     self._save(run_dir.checkpoints, train_batches)
             if run_dir:
                 self._save(run_dir.checkpoints, train_batches)
-        if run_dir:
-            _plot(run_dir, config.baseline_loss)
-        if interrupt.requested:
+        with processes.together():  # nobody goes on before everything is written
+            if run_dir and processes.first:
+                _plot(run_dir, config.baseline_loss)
+        if stop:
             raise KeyboardInterrupt
         return metrics
 
     @torch.no_grad()
     def evaluate(self, batches: Batches) -> float:
-        """Mean loss of the first ``config.eval_batches`` batches, weighted by tokens; dropout is off."""
+        """Mean loss of the first ``config.eval_batches`` batches, weighted by tokens; dropout is off.
+
+        Of several processes each gives its share of the batches, and all get the mean over all.
+        """
         was_training = self.model.training
         self.model.eval()
-        total, tokens = 0.0, 0
+        total, tokens = 0.0, 0.0
         for count, (inputs, targets) in enumerate(batches):
             if count == self.config.eval_batches:
                 break
+            if inputs.numel() == 0:
+                continue  # a rest that is smaller than the number of processes
             inputs, targets = inputs.to(self._device), targets.to(self._device)
-            total += float(self._loss(inputs, targets)) * inputs.numel()
+            total += float(self._loss(self.model, inputs, targets)) * inputs.numel()
             tokens += inputs.numel()
         self.model.train(was_training)
+        total, tokens = self._processes.sum(total, tokens)
         if tokens == 0:
             refuse("Trainer.evaluate", "batches", "at least one batch", "none")
         return total / tokens
@@ -178,22 +205,23 @@ class Trainer:
             group["lr"] = lr
         return lr
 
-    def _accumulate_gradients(self, stream: Iterator[tuple[Tensor, Tensor]]) -> float:
-        """The mean loss of ``accumulate`` batches; its gradient is left in the parameters."""
+    def _accumulate_gradients(self, stream: Iterator[tuple[Tensor, Tensor]]) -> tuple[float, float]:
+        """The mean loss of ``accumulate`` batches, and their tokens; its gradient is left in the parameters."""
         self.optimizer.zero_grad()
-        mean = 0.0
-        for _ in range(self.config.accumulate):
+        mean, tokens = 0.0, 0.0
+        for left in reversed(range(self.config.accumulate)):
             inputs, targets = next(stream)
             inputs, targets = inputs.to(self._device), targets.to(self._device)
-            loss = self._loss(inputs, targets) / self.config.accumulate
-            loss.backward()  # type: ignore[no-untyped-call]
+            with accumulating(self._parallel, last=left == 0):
+                loss = self._loss(self._parallel, inputs, targets) / self.config.accumulate
+                loss.backward()  # type: ignore[no-untyped-call]
             mean += float(loss.detach())
-            self.tokens += inputs.numel()
-        return mean
+            tokens += inputs.numel()
+        return mean, tokens
 
-    def _loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+    def _loss(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
         with self._autocast():
-            return self.loss_fn(self.model(inputs), targets)
+            return self.loss_fn(model(inputs), targets)
 
     def _autocast(self) -> torch.autocast:
         enabled = self.config.precision == "bf16-autocast"
@@ -220,6 +248,21 @@ class Trainer:
         taken = self.optimizer.grad_norm
         return None if taken is None else float(taken)
 
+    def _facts(self) -> dict[str, str]:
+        """What has to be the same in all processes."""
+        facts = {
+            "step": str(self.step),
+            "config": str(replace(self.config, progress=False)),
+            "optimizer": type(self.optimizer).__name__,
+        }
+        for i, group in enumerate(self.optimizer.param_groups):
+            options = {name: value for name, value in group.items() if name != "params"}
+            facts[f"parameter group {i}"] = f"{len(group['params'])} parameters with {options}"
+        for name, parameter in self.model.named_parameters():
+            trained = "" if parameter.requires_grad else ", not trained"
+            facts[f"parameter '{name}'"] = f"{parameter.dtype} {tuple(parameter.shape)}{trained}"
+        return facts
+
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.config.max_steps
 
@@ -240,7 +283,7 @@ class Trainer:
         if self.config.run_dir is None:
             return None
         run_dir = RunDir(Path(self.config.run_dir))
-        if resume_from is None and self.step == 0:
+        if resume_from is None and self.step == 0 and self._processes.first:
             run_dir.claim(overwrite=self.config.overwrite)
         return run_dir
 
@@ -248,8 +291,15 @@ class Trainer:
         if self.step == self._saved or self._nonfinite:
             return  # a diverged model must not take the place of a good one
         self._saved = self.step
-        progress = {"step": self.step, "tokens": self.tokens, "seconds": self.seconds}
-        processes = [checkpoint.state_of_process(train_batches)]
+        progress = {
+            "step": self.step,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "seed": self._processes.seed,
+        }
+        processes = self._processes.gather(checkpoint.state_of_process(train_batches))
+        if not self._processes.first:
+            return
         try:
             checkpoint.save(directory, self.model, self.optimizer, processes, progress, self.config.keep_last)
         except checkpoint.CheckpointError as problem:  # a full disk is no reason to lose the run
@@ -265,7 +315,9 @@ class Trainer:
                 "Use fusestep.data.RandomBatches or torchdata's StatefulDataLoader.",
                 TypeError,
             )
-        progress = checkpoint.load(path, self.model, self.optimizer, train_batches)
+        own, count = self._processes.rank, self._processes.count
+        progress = checkpoint.load(path, self.model, self.optimizer, train_batches, own, count)
+        self._processes.share_seed(progress["seed"])
         self.step, self.tokens, self.seconds = (progress[name] for name in ("step", "tokens", "seconds"))
         self._saved = self.step
 

@@ -88,6 +88,14 @@ def unflatten(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     return dict(_items(value, tensors))
 
 
+def same(a: Any, b: Any) -> bool:
+    """Whether two states are equal, tensors included."""
+    left, right = Flattener(), Flattener()
+    if left.flatten(a) != right.flatten(b):
+        return False
+    return all(torch.equal(tensor, right.tensors[name]) for name, tensor in left.tensors.items())
+
+
 def _items(value: dict[str, Any], tensors: Mapping[str, Tensor]) -> Iterator[tuple[Any, Any]]:
     for key, part in value[_ITEMS] if _ITEMS in value else value.items():
         yield unflatten(key, tensors), unflatten(part, tensors)
