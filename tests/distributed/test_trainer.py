@@ -11,7 +11,6 @@ from fusestep.training import checkpoint
 from small_runs import one_thread  # noqa: F401  # for every test of this file
 from worlds import World
 
-
 SECONDS = 150  # for some whole runs, on a machine with fewer cores than processes
 
 
