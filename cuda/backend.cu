@@ -12,6 +12,7 @@ namespace {
 const Backend kBackend{
     .name = "cuda",
     .defers = true,
+    .strided_8bit = false,
     .step = run_step,
     .total = run_total,
     .transform = run_transform,

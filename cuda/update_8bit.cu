@@ -66,9 +66,9 @@ __device__ __forceinline__ void write_codes(bool square, std::uint8_t* codes, bo
 
 // Elements [first, last) of a tensor: one block, or what the end of the tensor leaves of it.
 template <class Update>
-__device__ __forceinline__ void update_block(const UpdateTensorOnDevice& tensor, const StridedLayout* layout,
-                                             bool aligned, std::int64_t first, std::int64_t last,
-                                             const UpdateHeader& header, const CoefficientsOf<Update, float>& c,
+__device__ __forceinline__ void update_block(const UpdateTensorOnDevice& tensor, bool aligned, std::int64_t first,
+                                             std::int64_t last, const UpdateHeader& header,
+                                             const CoefficientsOf<Update, float>& c,
                                              const GradTransform<float>& transform) {
   const std::int64_t block = first / kMomentBlock;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -79,7 +79,7 @@ __device__ __forceinline__ void update_block(const UpdateTensorOnDevice& tensor,
     const std::int64_t at = first + (p * kWarp + lane) * kPack;
     const std::int64_t left = last - at;
     const int count = left >= kPack ? kPack : left > 0 ? static_cast<int>(left) : 0;
-    return Lane<Update>{tensor, layout, at, aligned && count == kPack, count};
+    return Lane<Update>{tensor, nullptr, at, aligned && count == kPack, count};
   };
   const auto codes = [&](int k) { return static_cast<std::uint8_t*>(tensor.operand[kFirstState + k]); };
 
@@ -123,7 +123,8 @@ __device__ __forceinline__ void update_block(const UpdateTensorOnDevice& tensor,
   for (int p = 0; p < kPacks; ++p) elements(p).store_values(header, values[p]);
 }
 
-template <class Update, bool kStrided>
+// All tensors are flat: with strides the kernel would not fit into the registers (Backend::strided_8bit).
+template <class Update>
 __global__ void __launch_bounds__(kChunkThreads) update_8bit(const __grid_constant__ UpdateArguments arguments) {
   GradTransform<double> wide = arguments.transform;
   if (arguments.decision != nullptr) {
@@ -137,14 +138,12 @@ __global__ void __launch_bounds__(kChunkThreads) update_8bit(const __grid_consta
       arguments.elements, [&](const UpdateTensorOnDevice& tensor, std::int64_t first, std::int64_t last) {
         const auto& header = *reinterpret_cast<const UpdateHeader*>(arguments.coefficients + tensor.coefficients);
         const auto c = *reinterpret_cast<const CoefficientsOf<Update, float>*>(&header + 1);
-        const bool strided = kStrided && tensor.layout >= 0;
-        const StridedLayout* layout = strided ? &arguments.elements.layouts[tensor.layout] : nullptr;
-        const bool aligned = !strided && packs_are_aligned<Update, kPack>(tensor);
+        const bool aligned = packs_are_aligned<Update, kPack>(tensor);
         last = last < tensor.numel ? last : tensor.numel;
         const std::int64_t stride = static_cast<std::int64_t>(blockDim.x) / kWarp * kMomentBlock;
         for (std::int64_t at = first + threadIdx.x / kWarp * kMomentBlock; at < last; at += stride) {
           const std::int64_t end = at + kMomentBlock < last ? at + kMomentBlock : last;
-          update_block<Update>(tensor, layout, aligned, at, end, header, c, transform);
+          update_block<Update>(tensor, aligned, at, end, header, c, transform);
         }
       });
 }
@@ -152,11 +151,8 @@ __global__ void __launch_bounds__(kChunkThreads) update_8bit(const __grid_consta
 template <class... Updates>
 void launch_variant(TypeList<Updates...>, int variant, const UpdateArguments& arguments, cudaStream_t stream) {
   using Kernel = void (*)(UpdateArguments);
-  constexpr Kernel flat[] = {update_8bit<Updates, false>...};
-  constexpr Kernel strided[] = {update_8bit<Updates, true>...};
-  const bool all_flat = arguments.elements.layouts == nullptr;
-  launch("update_8bit", (all_flat ? flat : strided)[variant], chunks(arguments.elements.numel), kChunkThreads, stream,
-         arguments);
+  constexpr Kernel kernels[] = {update_8bit<Updates>...};
+  launch("update_8bit", kernels[variant], chunks(arguments.elements.numel), kChunkThreads, stream, arguments);
 }
 
 }  // namespace

@@ -21,7 +21,8 @@ struct Stream {
 
 struct Backend {
   const char* name;
-  bool defers;  // takes deferred steps
+  bool defers;        // takes deferred steps
+  bool strided_8bit;  // updates parameters with states in 8 bits whose other tensors lie differently in memory
 
   // Norm (math/norm.h), clip, update, rewriting of the gradients, step counts. Throws NonfiniteNorm, with nothing
   // changed. The result of a deferred step stays on the device.

@@ -57,6 +57,7 @@ void dropout(const DropoutJob& job, const Stream& /*stream*/) {
 const Backend kCpuBackend{
     .name = "cpu",
     .defers = false,
+    .strided_8bit = true,
     .step = step,
     .total = total,
     .transform = rewrite,

@@ -222,6 +222,11 @@ void StepPlan::push(int variant, bool maximize, Rounding rounding, const StepTen
   // Stochastic rounding counts elements in C order, so that its draws do not depend on how the tensor lies in memory.
   const ElementOrder order = rounding == Rounding::stochastic ? ElementOrder::c_order : ElementOrder::memory;
   update.layout = layouts_.layout_of(views, operands, num_views, {operation_, "params", index, group}, order);
+  if (in_blocks && update.layout != nullptr && !backend_->strided_8bit) {
+    refuse_value({operation_, "grads", index, group},
+                 "what lies in memory as its parameter does, beside states in 8 bits on CUDA", "other strides",
+                 "Copy it into the strides of the parameter, or take a state_dtype of 16 bits.");
+  }
   update.coefficients = static_cast<std::int64_t>(last_coefficients_);
   update.numel = tensor.param.numel;
   UpdateTensor end{};

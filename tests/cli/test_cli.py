@@ -212,6 +212,12 @@ def test_wrong_usage(capsys, arguments):
     assert "usage: fusestep" in capsys.readouterr().err
 
 
+def test_shards_of_a_single_process(capsys, text, run_dir):
+    line = fail(capsys, "train", "--text", text, "--run-dir", run_dir, *TINY, "--shard")
+    assert "--shard: expected several processes, got one. Start it with torchrun" in line
+    assert not run_dir.exists()
+
+
 @pytest.mark.parametrize("optimizer", list(train.RATES))
 def test_optimizers_learn(text, run_dir, optimizer):
     succeed("train", "--text", text, "--run-dir", run_dir, *TINY, "--steps", "30", "--optimizer", optimizer)

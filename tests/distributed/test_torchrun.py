@@ -37,9 +37,10 @@ def text(tmp_path):
     return path
 
 
-def test_two_processes_train_as_one_and_one_of_them_speaks(tmp_path, text):
+@pytest.mark.parametrize("options", [[], ["--shard"]], ids=["data parallel", "sharded"])
+def test_two_processes_train_as_one_and_one_of_them_speaks(tmp_path, text, options):
     arguments = ["--text", text, *SMALL, "--steps", "6", "--accumulate", "2", "--eval-every", "3"]
-    done = torchrun(2, *arguments, "--run-dir", tmp_path / "two")
+    done = torchrun(2, *arguments, *options, "--run-dir", tmp_path / "two")
     assert done.returncode == 0, done.stderr
     assert main(["train", *map(str, arguments), "--run-dir", str(tmp_path / "one")]) == 0
     two, one = (read_metrics(tmp_path / run / "metrics.jsonl") for run in ("two", "one"))

@@ -11,6 +11,8 @@ from fusestep.training import checkpoint
 from small_runs import one_thread  # noqa: F401  # for every test of this file
 from worlds import World
 
+SECONDS = 150  # for some whole runs, on a machine with fewer cores than processes
+
 
 @pytest.fixture(scope="module", params=[2, 4], ids=lambda size: f"{size} processes")
 def world(request):
@@ -39,15 +41,19 @@ def assert_as_single(losses, single):
     assert max(abs(a - b) for a, b in zip(losses, expected, strict=True)) <= 2 * noise
 
 
-@pytest.mark.parametrize("wrapped", [False, True], ids=["ours", "the user's DDP"])
+by_engine = pytest.mark.parametrize("wrapped", [None, "DDP", "FSDP2"], ids=["ours", "the user's DDP", "FSDP2"])
+
+
+@by_engine
 def test_the_losses_of_a_single_process(world, single, wrapped):
-    results = world.run(checks.train_wrapped if wrapped else checks.train)
+    results = world.run(checks.train_as, wrapped, seconds=SECONDS)
     assert all(result == results[0] for result in results)  # losses and bits: every process has the same
     assert_as_single(results[0][0], single)
 
 
-def test_resume_is_the_straight_run_bit_for_bit(world, tmp_path):
-    bits = world.run(checks.resumes_bit_for_bit, str(tmp_path))
+@pytest.mark.parametrize("wrapped", [None, "FSDP2"], ids=["ours", "FSDP2"])
+def test_resume_is_the_straight_run_bit_for_bit(world, wrapped, tmp_path):
+    bits = world.run(checks.resumes_bit_for_bit, wrapped, str(tmp_path), seconds=SECONDS)
     assert all(part == bits[0] for part in bits)
     assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == list(
         range(1, 9)
@@ -63,7 +69,7 @@ def test_random_numbers_are_a_function_of_seed_rank_and_step(world):
     assert rows == world.run(checks.draws)
 
 
-@pytest.mark.parametrize("wrapped", [False, True], ids=["ours", "the user's DDP"])
+@pytest.mark.parametrize("wrapped", [None, "DDP"], ids=["ours", "the user's DDP"])
 def test_gradients_are_exchanged_once_an_update(pair, wrapped):
     pair.run(checks.communicates_once_an_update, wrapped)
 
@@ -77,6 +83,12 @@ def test_another_number_of_processes_goes_on(pair, single, tmp_path):
         "two to one": checks.goes_on_from(tmp_path / "two", 8),
         "two to two": pair.run(checks.goes_on_from, str(tmp_path / "two"), 8)[0],
         "one to two": pair.run(checks.goes_on_from, str(tmp_path / "one"), 8)[0],
+    }
+    pair.run(checks.writes, str(tmp_path / "sharded"), 4, "FSDP2")
+    parts |= {
+        "shards to one": checks.goes_on_from(tmp_path / "sharded", 8),
+        "shards to two": pair.run(checks.goes_on_from, str(tmp_path / "sharded"), 8)[0],
+        "one to shards": pair.run(checks.goes_on_from, str(tmp_path / "one"), 8, "FSDP2")[0],
     }
     for part in parts.values():
         assert max(abs(a - b) for a, b in zip(part[:4], losses[4:], strict=True)) <= 2 * single[1]

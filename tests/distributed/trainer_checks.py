@@ -12,6 +12,7 @@ import torch.distributed as dist
 from fusestep import Trainer, optim
 from fusestep.data import RandomBatches, SequentialBatches, read_text, split_text
 from fusestep.schedules import WarmupCosine
+from fusestep.training import sharding
 from fusestep.training.processes import ProcessError, Processes
 from torch.nn.parallel import DistributedDataParallel
 
@@ -42,21 +43,26 @@ def data(processes):
     )
 
 
-def make(steps, *, dropout=0.0, run_dir=None, dtype=torch.float64, wrapped=False, history=None, **settings):
+def make(steps, *, dropout=0.0, run_dir=None, dtype=torch.float64, wrapped=None, history=None, **settings):
     shape = replace(small_runs.SHAPE, dropout=dropout)
     model = small_runs.model(2, shape).to(dtype)
+    if wrapped == "FSDP2":
+        sharding.shard(model)
     optimizer = optim.AdamW(model.parameters(), weight_decay=0.1)
     config = small_runs.config(steps, run_dir=run_dir, accumulate=2, max_grad_norm=1.0, **settings)
     schedule = WarmupCosine(1e-2, 3, STEPS, initial_lr=1e-3)
-    if wrapped:
+    if wrapped == "DDP":
         model = DistributedDataParallel(model)
     return Trainer(model, optimizer, schedule, config, callbacks=[] if history is None else [history.append])
 
 
 def outcome(trainer, history):
     """Losses, and every bit of the model and of its moments."""
-    state = trainer.optimizer.state_dict()["state"]
-    tensors = [*trainer.model.state_dict().values(), *(t for s in state.values() for t in s.values())]
+    state = sharding.whole(trainer.optimizer.state_dict()["state"])
+    tensors = [
+        *sharding.whole(dict(trainer.model.state_dict())).values(),
+        *(t for s in state.values() for t in s.values()),
+    ]
     losses = [m.loss for m in history] + [m.val_loss for m in history if m.val_loss is not None]
     return losses, b"".join(tensor.numpy().tobytes() for tensor in tensors)
 
@@ -73,14 +79,15 @@ def train(steps=STEPS, *, resume_from=None, permuted=None, **settings):
     return outcome(trainer, history)
 
 
-def resumes_bit_for_bit(folder):
+def resumes_bit_for_bit(wrapped, folder):
     """A run that is stopped twice against the one that never was; random numbers are drawn in between."""
-    expected = train(dropout=0.1, dtype=torch.float32)
+    options = {"wrapped": wrapped, "dropout": 0.1, "dtype": torch.float32}
+    expected = train(**options)
     run_dir = Path(folder)
     losses = []
     for steps in (3, 5, STEPS):
         resume = run_dir / "checkpoints" if steps > 3 else None
-        part, bits = train(steps, run_dir=run_dir, resume_from=resume, dropout=0.1, dtype=torch.float32, keep_last=None)
+        part, bits = train(steps, run_dir=run_dir, resume_from=resume, keep_last=None, **options)
         losses += part[: steps - len(losses)]
         random.seed(), torch.manual_seed(dist.get_rank() + 100)
     assert losses == expected[0][:STEPS]
@@ -113,7 +120,7 @@ def communicates_once_an_update(wrapped):
     finally:
         dist.all_to_all_single, dist.all_reduce = sent, reduced
     assert calls.count("losses") == 4
-    assert calls.count("gradients") == (0 if wrapped else 4)  # one bucket; a user's DDP has torch's own exchange
+    assert calls.count("gradients") == (4 if wrapped is None else 0)  # one bucket
 
 
 def refused(what, folder):
@@ -137,15 +144,15 @@ def refused(what, folder):
         return f"own: {error}"
 
 
-def goes_on_from(folder, steps):
+def goes_on_from(folder, steps, wrapped=None):
     """Losses after a resume, from a checkpoint that another number of processes wrote."""
-    return train(steps, resume_from=Path(folder) / "checkpoints")[0]
+    return train(steps, resume_from=Path(folder) / "checkpoints", wrapped=wrapped)[0]
 
 
-def train_wrapped():
-    return train(wrapped=True)
+def train_as(wrapped):
+    return train(wrapped=wrapped)
 
 
-def writes(folder, steps):
+def writes(folder, steps, wrapped=None):
     """Checkpoints of this run, the last of ``steps``."""
-    train(steps, run_dir=folder, checkpoint_every=2)
+    train(steps, run_dir=folder, checkpoint_every=2, wrapped=wrapped)

@@ -31,7 +31,7 @@ RATES = {"adamw": 2e-3, "adam": 2e-3, "rmsprop": 1e-3, "adagrad": 1e-2, "sgd": 0
 SCHEDULES = ("cosine", "linear", "exponential", "inverse-sqrt", "constant")
 KERNELS = ("fusestep", "torch")
 PRECISIONS = ("fp32", "bf16", "bf16-autocast")  # as fusestep.training has them, whose import takes torch's
-RESUMABLE = {"text", "steps", "eval_every", "device"}  # what may change when a run is resumed
+RESUMABLE = {"text", "steps", "eval_every", "device", "shard"}  # what may change when a run is resumed
 EVAL_BATCHES = 25  # at most, of the validation text: all of the default one
 MAX_GRAD_NORM, WEIGHT_DECAY = 1.0, 0.1
 PROMPT_BYTES, SAMPLE_BYTES, TEMPERATURE = 32, 400, 0.8
@@ -59,6 +59,7 @@ class Settings:
     device: str = "cpu"
     precision: str = "fp32"  # one of PRECISIONS
     kernels: str = "fusestep"  # one of KERNELS: whose attention and dropout
+    shard: bool = False  # of several processes each keeps a part of the parameters and moments (FSDP2)
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "context", "accumulate", "eval_every"):
@@ -118,6 +119,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     option("--device", f"where to train (default: {normal.device})")
     option("--kernels", f"whose attention and dropout (default: {normal.kernels})", choices=KERNELS)
+    option("--shard", "under torchrun: parameters and moments shared out, by FSDP2", action="store_true")
     parser.add_argument("--quick", action="store_true", help="a short run, for a first look: half a minute at most")
     parser.add_argument("--run-dir", default="runs/gpt", help="where the run goes (default: %(default)s)")
     existing = parser.add_mutually_exclusive_group()
@@ -160,6 +162,7 @@ def _train(options: argparse.Namespace, processes: Processes) -> int:
     from fusestep.training import CheckpointError, TrainConfig, Trainer, TrainingDiverged
     from fusestep.training.processes import ProcessError
     from fusestep.training.rundir import RunDir
+    from fusestep.training.sharding import shard
 
     run_dir = RunDir(Path(options.run_dir))
     resume_from = None if options.resume is None else Path(options.resume or run_dir.to_resume)
@@ -169,6 +172,10 @@ def _train(options: argparse.Namespace, processes: Processes) -> int:
         torch.manual_seed(settings.seed)
         shape = GPTConfig(context=settings.context, dropout=settings.dropout, kernels=settings.kernels)
         model = GPT(shape).to(device, torch.bfloat16 if settings.precision == "bf16" else torch.float32)
+        if settings.shard and processes.count == 1:
+            refuse("train", "--shard", "several processes", "one", "Start it with torchrun --nproc-per-node N.")
+        if settings.shard:
+            shard(model)
         # A bf16 parameter loses the updates below 1/256 of it, unless they are rounded stochastically.
         rounding = {"rounding": "stochastic", "seed": settings.seed} if settings.precision == "bf16" else {}
         optimizer = make_optimizer(settings, model, **rounding)
@@ -243,9 +250,9 @@ def _train(options: argparse.Namespace, processes: Processes) -> int:
         f"\nvalidation loss {end.val_loss:.3f} nats a byte (byte frequencies alone: {baseline:.3f})"
         f" after {end.step} steps, {end.tokens:,} bytes, {end.seconds:.0f} s"
     )
+    sample = _sample(model, bytes(val[:PROMPT_BYTES].tolist()), settings.seed)
     if not processes.first:
         return 0
-    sample = _sample(model, bytes(val[:PROMPT_BYTES].tolist()), settings.seed)
     run_dir.sample.write_text(sample, encoding="utf-8")
     print(f"\na sample, which goes on from the first {PROMPT_BYTES} validation bytes:\n\n{sample}\n")
     print(f"see {run_dir.curves} for the curves; {run_dir.path} has the metrics and the checkpoints")

@@ -157,7 +157,8 @@ class GPT(nn.Module):
             TypeError, ValueError: of the attention kernels, in their words.
         """
         weight = self.tokens.weight
-        nothing = weight.new_empty(1, self.config.heads, 0, self.config.width // self.config.heads)
+        shape = (1, self.config.heads, 0, self.config.width // self.config.heads)
+        nothing = torch.empty(shape, dtype=weight.dtype, device=weight.device)  # no DTensor, even of a sharded weight
         KERNELS[self.config.kernels].scaled_dot_product_attention(nothing, nothing, nothing, is_causal=True)
 
     def forward(self, tokens: Tensor) -> Tensor:

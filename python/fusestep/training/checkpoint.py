@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 import fusestep
 from fusestep._refusal import refuse
-from fusestep.training import checkpoint_v1, random_states
+from fusestep.training import checkpoint_v1, random_states, sharding
 from fusestep.training.state_tree import Flattener, same, unflatten
 
 try:
@@ -67,8 +67,12 @@ def save(
     processes: Sequence[Mapping[str, Any]],
     progress: Mapping[str, Any],
     keep_last: int | None,
+    *,
+    writes: bool = True,
 ) -> Path:
     """Writes everything that a run needs to go on into a new checkpoint in ``directory``; returns its path.
+
+    The tensors of a sharded model are gathered: all processes call this, and one has ``writes``.
 
     processes: the ``state_of_process`` of each.
     progress: kept as it is; its "step" names the checkpoint.
@@ -79,10 +83,13 @@ def save(
     checkpoints are then untouched.
     """
     target = directory / f"step-{progress['step']:08d}"
+    model_state, optimizer_state = sharding.whole(dict(model.state_dict())), sharding.whole(optimizer.state_dict())
+    if not writes:
+        return target
     model_tensors, training_tensors = Flattener(), Flattener()
     state = {
-        "model": model_tensors.flatten(dict(model.state_dict())),
-        "optimizer": training_tensors.flatten(optimizer.state_dict(), "optimizer"),
+        "model": model_tensors.flatten(model_state),
+        "optimizer": training_tensors.flatten(optimizer_state, "optimizer"),
         "optimizer_name": type(optimizer).__name__,
         "ranks": training_tensors.flatten(list(processes), "ranks"),
         **progress,
@@ -164,8 +171,8 @@ def load(
         batches.load_state_dict(data)
     except ValueError as problem:
         raise CheckpointError(f"checkpoint '{path}': {problem}") from problem
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
+    model.load_state_dict(sharding.as_placed(state["model"], model.state_dict()))
+    optimizer.load_state_dict(sharding.optimizer_state_as_placed(state["optimizer"], optimizer))
     if rank < len(state["ranks"]):
         random_states.set(state["ranks"][rank]["random"])
     return state

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from fusestep._refusal import refuse
@@ -46,9 +47,10 @@ class Trainer:
     callbacks: each is called with the ``StepMetrics`` of every update.
 
     Where torch.distributed has a process group, its processes train one model together: each is given its share of
-    every batch; gradients are averaged, by DistributedDataParallel, which ``model`` may be already, and losses too;
-    rank 0 alone writes and shows progress. What torch draws at random is a function of (seed of rank 0, rank, step).
-    An error that one process meets before the first update is raised in all.
+    every batch; gradients are averaged, by DistributedDataParallel, which ``model`` may be already, or by FSDP2 for a
+    model that was given to ``fully_shard``, and losses too; rank 0 alone writes and shows progress. What torch draws at
+    random is a function of (seed of rank 0, rank, step). An error that one process meets before the first update is
+    raised in all. A sharded model needs as many validation batches in every process.
 
     ``trainer.step``, ``trainer.tokens`` and ``trainer.seconds`` tell how far the run is.
     """
@@ -165,6 +167,8 @@ class Trainer:
                 for report in (metrics_file.append, progress.update, *self.callbacks):
                     report(metrics)
                 self._check_finite(metrics)
+                if processes.count == 1:  # several hear of it together, with the next losses
+                    stop = interrupt.requested
                 if run_dir and self._due(config.checkpoint_every):
                     self._save(run_dir.checkpoints, train_batches)
             if run_dir:
@@ -188,11 +192,12 @@ class Trainer:
         for count, (inputs, targets) in enumerate(batches):
             if count == self.config.eval_batches:
                 break
-            if inputs.numel() == 0:
-                continue  # a rest that is smaller than the number of processes
             inputs, targets = inputs.to(self._device), targets.to(self._device)
-            total += float(self._loss(self.model, inputs, targets)) * inputs.numel()
-            tokens += inputs.numel()
+            with self._autocast():
+                outputs = self.model(inputs)  # all processes together, if it is sharded, be it for no rows
+                if inputs.numel():
+                    total += float(self.loss_fn(outputs, targets)) * inputs.numel()
+                    tokens += inputs.numel()
         self.model.train(was_training)
         total, tokens = self._processes.sum(total, tokens)
         if tokens == 0:
@@ -235,7 +240,7 @@ class Trainer:
             ceiling = math.inf if ceiling is None else ceiling
             norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), ceiling)
             self.optimizer.step()
-            return float(norm)
+            return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
         own = self.optimizer.max_grad_norm, self.optimizer.max_grad_value
         norm_limit, value_limit = (ceiling or own[0], own[1]) if active else (None, None)
         if norm_limit is None and value_limit is None:
@@ -297,11 +302,10 @@ class Trainer:
             "seconds": self.seconds,
             "seed": self._processes.seed,
         }
-        processes = self._processes.gather(checkpoint.state_of_process(train_batches))
-        if not self._processes.first:
-            return
+        processes, writes = self._processes.gather(checkpoint.state_of_process(train_batches)), self._processes.first
+        keep_last = self.config.keep_last
         try:
-            checkpoint.save(directory, self.model, self.optimizer, processes, progress, self.config.keep_last)
+            checkpoint.save(directory, self.model, self.optimizer, processes, progress, keep_last, writes=writes)
         except checkpoint.CheckpointError as problem:  # a full disk is no reason to lose the run
             warnings.warn(f"{problem}. Training goes on; the checkpoint before it stays.", stacklevel=3)
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fusestep._refusal import refuse
+from fusestep.training import sharding
 
 
 class ProcessError(RuntimeError):
@@ -116,7 +117,7 @@ class Processes:
         On the CPU in the order of the ranks: the bits of the mean do not depend on where in a message it travels, which
         DDP changes after the first update of a session.
         """
-        if self.count == 1 or isinstance(model, DistributedDataParallel):
+        if self.count == 1 or isinstance(model, DistributedDataParallel) or sharding.is_sharded(model):
             return model
         # Buffers that are no state are constants: a broadcast of them in every pass would be for nothing.
         state = model.state_dict().keys()
@@ -152,6 +153,7 @@ def accumulating(model: nn.Module, last: bool) -> contextlib.AbstractContextMana
     """While it is entered, a backward pass leaves the exchange of gradients to the ``last`` one of the update."""
     if isinstance(model, DistributedDataParallel) and not last:
         return model.no_sync()
+    sharding.exchange_gradients(model, last)
     return contextlib.nullcontext()
 
 
