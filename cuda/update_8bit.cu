@@ -89,8 +89,9 @@ __device__ __forceinline__ void update_block(const UpdateTensorOnDevice& tensor,
     for (int k = 0; k < kMaxStates; ++k) {
       if (!uses(Update::kStates, k)) continue;
       if (own.in_8_bits(k)) {
-        read_codes<uses(Update::kSquares, k)>(values[p].state[k], codes(k) + own.first, own.packed, own.count,
-                                              tensor.absmax[k][block]);
+        (uses(Update::kSquares, k) ? read_codes<true> : read_codes<false>)(values[p].state[k], codes(k) + own.first,
+                                                                           own.packed, own.count,
+                                                                           tensor.absmax[k][block]);
       } else {
         own.load(kFirstState + k, values[p].state[k]);
       }
@@ -113,7 +114,8 @@ __device__ __forceinline__ void update_block(const UpdateTensorOnDevice& tensor,
 #pragma unroll
     for (int p = 0; p < kPacks; ++p) {
       const Lane<Update> own = elements(p);
-      write_codes<uses(Update::kSquares, k)>(codes(k) + own.first, own.packed, own.count, values[p].state[k], inverse);
+      (uses(Update::kSquares, k) ? write_codes<true> : write_codes<false>)(codes(k) + own.first, own.packed, own.count,
+                                                                           values[p].state[k], inverse);
     }
     if (lane == 0) tensor.absmax[k][block] = float_of(scale);
   }
