@@ -121,7 +121,8 @@ def test_dtypes_that_are_none(name, dtype, kind):
     call = good_call(kind)
     wrong = np.zeros(3, dtype)
     call[name][1] = wrong if kind == "numpy" else torch.from_numpy(wrong)
-    message = assert_refused(TypeError, rf"{name}\[1\]", call)
+    # States may be of uint8, with scales: what is missing then is the scales.
+    message = assert_refused(TypeError, rf"{name}(_absmax)?\[1\]", call)
     assert dtype in message
 
 

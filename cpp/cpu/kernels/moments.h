@@ -22,7 +22,8 @@ template <bool kSquare>
     memcpy(padded, codes, static_cast<std::size_t>(count));
     codes = padded;
   } else {
-    __builtin_prefetch(codes + kPrefetchBytes, 1);
+    // The block after the next one: between two blocks lies the work on a kibibyte of each float operand.
+    for (int line = 0; line < kMomentBlock; line += 64) __builtin_prefetch(codes + 2 * kMomentBlock + line, 1);
   }
   for (std::int64_t i = 0; i < count; i += kWidth) {
     const auto code = Vec<std::uint32_t>::load(codes + i);
