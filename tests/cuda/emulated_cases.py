@@ -75,6 +75,21 @@ def test_a_deferred_step_is_the_step(row, clipping):
 
 
 @pytest.mark.parametrize("row", ROWS)
+def test_a_deferred_step_in_8_bits(row):
+    options = {name: value for name, value in row.settings[-1].items() if name != "centered"}
+    pairs = pair(row, options, max_grad_norm=1.0, state_dtype="8bit")
+    for number in range(4):
+        for optimizer, params in pairs:
+            set_grads(params, number)
+            if number == 2:
+                params[1].grad[3, 3] = math.inf
+            optimizer.step()
+        (host, host_params), (device, device_params) = pairs
+        assert bits(host, host_params) == bits(device, device_params), number
+    assert float(device.skipped_steps) == host.skipped_steps == 1
+
+
+@pytest.mark.parametrize("row", ROWS)
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_deferred_step_is_skipped(row, bad):
     (host, host_params), (device, device_params) = pair(row, row.settings[-1], max_grad_norm=1.0)

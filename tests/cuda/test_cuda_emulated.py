@@ -40,6 +40,12 @@ def run(*arguments, **more_environment):
     [
         ["tests/ops/test_ops_optim.py"],
         ["tests/ops/test_ops_16bit.py"],
+        # Not the conversions, which are the CPU's alone.
+        [
+            "tests/ops/test_ops_8bit.py",
+            "-k",
+            "setting or clipping or (beside and adamw) or blocks_follow or of_each_kind",
+        ],
         ["tests/ops/test_norm_clip.py", "-m", "not slow"],
         ["tests/ops/test_shards.py"],
         pytest.param(["tests/ops/test_masked_softmax.py", "-k", "not attention"], marks=pytest.mark.slow),
