@@ -89,6 +89,17 @@ def test_a_deferred_step_in_8_bits(row):
     assert float(device.skipped_steps) == host.skipped_steps == 1
 
 
+def test_strides_beside_8_bits_are_refused():
+    """The kernel for them would not fit into the registers of a device."""
+    param = torch.nn.Parameter(torch.ones(33, 40))
+    optimizer = fusestep.optim.AdamW([param], state_dtype="8bit")
+    param.grad = torch.ones(40, 33).T
+    with pytest.raises(ValueError, match=r"^AdamW.step: grads\[0\]: expected what lies in memory as"):
+        optimizer.step()
+    assert torch.equal(param, torch.ones(33, 40))
+    assert not optimizer.state
+
+
 @pytest.mark.parametrize("row", ROWS)
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_deferred_step_is_skipped(row, bad):

@@ -44,7 +44,7 @@ def run(*arguments, **more_environment):
         [
             "tests/ops/test_ops_8bit.py",
             "-k",
-            "setting or clipping or (beside and adamw) or blocks_follow or of_each_kind",
+            "setting or clipping or (beside and adamw) or of_each_kind",
         ],
         ["tests/ops/test_norm_clip.py", "-m", "not slow"],
         ["tests/ops/test_shards.py"],

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import warnings
+import zipfile
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -112,6 +113,16 @@ def flip_a_bit(path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
+
+
+def flip_a_bit_of_an_archive(path):
+    """In the middle of its largest file: between files an archive may have room that nobody reads."""
+    with zipfile.ZipFile(path) as archive:
+        largest = max(archive.infolist(), key=lambda info: info.file_size)
+        data = archive.read(largest)
+    content = path.read_bytes()
+    at = content.index(data) + len(data) // 2
+    path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
 
 
 def overwrite_with_text(path):
@@ -439,7 +450,7 @@ def test_an_old_checkpoint_still_resumes(run, old):
     assert RunDir(run.parent).to_resume == old  # a run that fusestep 0.1 began
 
 
-@pytest.mark.parametrize("damage", [truncate, cut_the_last_byte, empty, flip_a_bit, overwrite_with_text])
+@pytest.mark.parametrize("damage", [truncate, cut_the_last_byte, empty, flip_a_bit_of_an_archive, overwrite_with_text])
 def test_a_damaged_old_checkpoint(old, damage):
     damage(old)
     message = (
