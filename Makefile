@@ -24,6 +24,7 @@ bench: $(BUILD)/.installed
 	$(BIN)/fusestep bench attention $(ARGS)
 	$(BIN)/fusestep bench dropout $(ARGS)
 	$(BIN)/fusestep bench training $(ARGS)
+	$(BIN)/fusestep bench sharded $(ARGS)
 
 # On a machine with a CUDA device, with the Python of one's own: builds, tests on the device, measures, sanitizes.
 gpu:

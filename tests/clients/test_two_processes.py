@@ -1,4 +1,5 @@
-"""transformers' Trainer, Accelerate and Lightning over one and two processes (DDP), with fusestep's optimizer."""
+"""transformers' Trainer, Accelerate and Lightning over one and two processes, with fusestep's optimizer: DDP, and
+Lightning's FSDP2."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ def results(request, tmp_path_factory):
     return json.loads(file.read_text())
 
 
-@pytest.mark.parametrize("library", ["Accelerate", "transformers", "Lightning"])
+@pytest.mark.parametrize("library", ["Accelerate", "transformers", "Lightning", "Lightning, FSDP2"])
 def test_trains_as_torchs_own(results, library):
     assert isinstance(results[library], list), results[library]
     ours, theirs, same = results[library]

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from fusestep.optim import AdamW
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 STEPS, BATCH = 6, 8  # rows a process
 OPTIMIZERS = AdamW, torch.optim.AdamW
@@ -86,15 +87,19 @@ def with_transformers(optimizer_class):
     return [row["loss"] for row in trainer.state.log_history if "loss" in row], alike(model.parameters())
 
 
-def with_lightning(optimizer_class):
+def fit_lightning(optimizer_class, strategy, shards=False, **options):
     import lightning
-    from lightning.pytorch.strategies import DDPStrategy
+    from torch.distributed.fsdp import fully_shard
 
     class Module(lightning.LightningModule):
         def __init__(self):
             super().__init__()
             self.model = Regression()
             self.losses = []
+
+        def configure_model(self):
+            if shards:
+                fully_shard(self.model, mesh=self.device_mesh["data_parallel"])
 
         def training_step(self, batch):
             loss = self.model(**batch)["loss"]
@@ -105,16 +110,35 @@ def with_lightning(optimizer_class):
             return optimizer_class(self.parameters(), lr=0.02)
 
     trainer = lightning.Trainer(
-        max_epochs=1, accelerator="cpu", devices=dist.get_world_size(), logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, gradient_clip_val=0.5,
-        strategy=DDPStrategy(process_group_backend="gloo"),
+        max_steps=STEPS, accelerator="cpu", devices=dist.get_world_size(), logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, strategy=strategy, **options,
     )  # fmt: skip
     module = Module()
     trainer.fit(module, torch.utils.data.DataLoader(Rows(), batch_size=BATCH))
-    return module.losses, alike(module.parameters())
+    parameters = list(module.parameters())
+    assert shards == all(isinstance(p, DTensor) for p in parameters)
+    return module.losses, alike([p.full_tensor() if shards else p for p in parameters])
 
 
-LIBRARIES = {"Accelerate": with_accelerate, "transformers": with_transformers, "Lightning": with_lightning}
+def with_lightning(optimizer_class):
+    from lightning.pytorch.strategies import DDPStrategy
+
+    return fit_lightning(optimizer_class, DDPStrategy(process_group_backend="gloo"), gradient_clip_val=0.5)
+
+
+def with_lightning_fsdp2(optimizer_class):
+    """Accelerate, and so transformers, has FSDP on accelerators alone: on CPUs it falls back to DDP."""
+    from lightning.pytorch.strategies import ModelParallelStrategy
+
+    return fit_lightning(optimizer_class, ModelParallelStrategy(process_group_backend="gloo"), shards=True)
+
+
+LIBRARIES = {
+    "Accelerate": with_accelerate,
+    "transformers": with_transformers,
+    "Lightning": with_lightning,
+    "Lightning, FSDP2": with_lightning_fsdp2,
+}
 
 
 def outcome(train):
