@@ -14,9 +14,15 @@ using float64 = double;
 
 using T = arithmetic::FUSESTEP_ARITHMETIC;
 
+// Blocks that a multiprocessor holds at a time, at least: as many as leave registers enough for what an update keeps.
+template <class Update>
+constexpr int kFlatBlocks = 4;
+template <bool kMomentum, bool kCentered>
+constexpr int kFlatBlocks<RMSPropUpdate<kMomentum, kCentered>> = 3;
+
 // kStrided: some tensors are. The divisions of their indices would take registers from the loop over flat memory.
 template <class Update, bool kStrided>
-__global__ void __launch_bounds__(kChunkThreads, kStrided || sizeof(T) == 8 ? 1 : 4)
+__global__ void __launch_bounds__(kChunkThreads, kStrided || sizeof(T) == 8 ? 1 : kFlatBlocks<Update>)
     update(const __grid_constant__ UpdateArguments arguments) {
   GradTransform<double> wide = arguments.transform;
   if (arguments.decision != nullptr) {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -71,23 +70,16 @@ class AdamW(Adam):
         # Not Adam's own, which has no place for `decay`.
         FusedOptimizer.__init__(self, params, defaults, extras)
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """See `FusedOptimizer.step`."""
-        if self.state or closure is not None or not self._only_makes_state():
-            return super().step(closure)
-        decays = [group["weight_decay"] for group in self.param_groups]
-        try:
-            for group in self.param_groups:
-                group["weight_decay"] = 0.0
-            return super().step()
-        finally:
-            for group, weight_decay in zip(self.param_groups, decays, strict=True):
-                group["weight_decay"] = weight_decay
+    def _first_groups(self) -> list[dict[str, Any]]:
+        # An independent decay does not stand still where the rate does.
+        if self._only_makes_state():
+            return [{**group, "weight_decay": 0.0} for group in self.param_groups]
+        return super()._first_groups()
 
     def _only_makes_state(self) -> bool:
         """Whether this is the step by which torch.distributed.checkpoint makes the state that is to be saved or loaded.
 
-        It is of zero gradients at a zero rate, and must change no parameter: an independent decay would.
+        It is of zero gradients at a zero rate, and must change no parameter.
         """
         if all(group.get("decay") != "independent" for group in self.param_groups):
             return False

@@ -188,10 +188,11 @@ class FusedOptimizer(torch.optim.Optimizer):
             return loss
 
         fresh: list[tuple[Tensor, dict[str, Tensor]]] = []
+        groups = self.param_groups if self.state else self._first_groups()
         work: list[Group] = [
             (group, members, gradients, *self._collect(group, members, states, fresh), numbers)
             for group, members, gradients, states, numbers in zip(
-                self.param_groups, params, grads, self._states_of(params), self._numbers(params), strict=True
+                groups, params, grads, self._states_of(params), self._numbers(params), strict=True
             )
         ]
         if fresh and deferred is not None and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
@@ -322,6 +323,10 @@ class FusedOptimizer(torch.optim.Optimizer):
     def _kernel(self, groups: Iterable[dict[str, Any]]) -> str:
         """The name in ``_core.optimizers()`` of the kernel for these groups."""
         return self._name
+
+    def _first_groups(self) -> list[dict[str, Any]]:
+        """The options that the first step goes by."""
+        return self.param_groups
 
     def _check_options(self, options: dict[str, Any]) -> None:
         operation = type(self).__name__

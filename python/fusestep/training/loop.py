@@ -19,7 +19,7 @@ from fusestep._refusal import refuse
 from fusestep.losses import cross_entropy
 from fusestep.optim import FusedOptimizer
 from fusestep.schedules import Schedule
-from fusestep.training import checkpoint
+from fusestep.training import checkpoint, sharding
 from fusestep.training.config import TrainConfig
 from fusestep.training.interrupt import DeferredInterrupt
 from fusestep.training.metrics import MetricsFile, StepMetrics
@@ -193,11 +193,11 @@ class Trainer:
             if count == self.config.eval_batches:
                 break
             inputs, targets = inputs.to(self._device), targets.to(self._device)
-            with self._autocast():
-                outputs = self.model(inputs)  # all processes together, if it is sharded, be it for no rows
-                if inputs.numel():
-                    total += float(self.loss_fn(outputs, targets)) * inputs.numel()
-                    tokens += inputs.numel()
+            if inputs.numel():
+                total += float(self._loss(self.model, inputs, targets)) * inputs.numel()
+                tokens += inputs.numel()
+            elif sharding.is_sharded(self.model):  # all processes gather its parameters together, be it for no rows
+                self.model(inputs)
         self.model.train(was_training)
         total, tokens = self._processes.sum(total, tokens)
         if tokens == 0:
