@@ -20,7 +20,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def torchrun(processes, *arguments, timeout=180):
+def torchrun(processes, *arguments, timeout=400):
     return subprocess.run(
         [*TORCHRUN, str(processes), "-m", "fusestep", "train", *map(str, arguments)],
         capture_output=True,
