@@ -21,7 +21,7 @@ def results(request, tmp_path_factory):
         [*launcher, program, file],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
