@@ -39,7 +39,7 @@ LOCAL_MEMORY = r"^(STL|LDL)\b"
 MAY_USE_LOCAL_MEMORY = (
     r"::dropout<\w+, true, ",  # strided: the path for what is rare
     r"::update<.*, true>\(",  # strided
-    r"::softmax_(backward|mask_sums|mask_combine)<",
+    r"::softmax_mask_(sums|combine)<",
     r"::plain_\w+<",  # head dims up to 256 in registers; double needs twice as many
     r"::attention_(forward|backward)<",  # each a few registers; see bench/README.md
 )
@@ -52,6 +52,8 @@ RULES = (
     # Two different 16-bit dtypes are read by 8 bytes: four elements, as many as float32 results are written together.
     Rule(r"::dropout<\w+, false, (\S+), \1>\(", contains=(WIDE_LOAD, WIDE_STORE), registers=64),
     Rule(r"::update<.*, false>\(", contains=(WIDE_LOAD, WIDE_STORE), registers=128),
+    # A row is kept in registers, read once and written once.
+    Rule(r"::softmax_(forward|backward)<.*KeptRow<", contains=(WIDE_LOAD, WIDE_STORE), registers=128),
     # Products on the tensor cores. More registers than these are given to them while they run (setmaxnreg).
     Rule(
         r"::attention_(forward|backward)<\S*Sm90",
