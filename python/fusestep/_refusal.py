@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import math
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 
@@ -16,6 +18,19 @@ def refuse(
 ) -> NoReturn:
     """Raises ``error("{operation}: {argument}: expected {expected}, got {got}. {remedy}")``."""
     raise error(f"{operation}: {argument}: expected {expected}, got {got}. {remedy}".strip())
+
+
+def check_choice(operation: str, argument: str, value: Any, choices: Iterable[str]) -> None:
+    """Refuses anything but one of ``choices``, and says which of them is nearest."""
+    known = list(choices)
+    if value not in known:
+        refuse(operation, argument, f"one of {', '.join(known)}", repr(value), did_you_mean(value, known))
+
+
+def did_you_mean(value: Any, choices: Iterable[str]) -> str:
+    """ "Did you mean 'cosine'?", or nothing where none of ``choices`` is near."""
+    near = difflib.get_close_matches(value.lower(), choices, n=1) if isinstance(value, str) else []
+    return f"Did you mean '{near[0]}'?" if near else ""
 
 
 def check_integer(operation: str, argument: str, value: Any, minimum: int) -> None:
