@@ -21,7 +21,7 @@ class _Optimizer(TypedDict):
     doc: str
 
 # (options, params, grads, states, steps, companions, numbers): see optimizer_step in cpp/bindings/optim.cpp.
-_Group = tuple[
+Group = tuple[
     Mapping[str, Any],
     Sequence[Any],
     Sequence[Any],
@@ -41,7 +41,7 @@ def defers(array: Any) -> bool: ...
 def optimizer_step(
     operation: str,
     name: str,
-    groups: list[_Group],
+    groups: list[Group],
     clipping: Mapping[str, Any],
     deferred: Mapping[str, Any] | None = None,
     totals: Any | None = None,

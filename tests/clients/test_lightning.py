@@ -71,10 +71,8 @@ def test_trains_as_torchs_own(precision):
 def test_trains_a_model_in_bf16(options):
     ours = fit(Regression(AdamW, **options), precision="bf16-true")
     assert all(p.dtype == torch.bfloat16 for p in ours.parameters())
+    # What a step in 16 bits gives is tested against torch's in tests/torch/test_torch_16bit.py.
     assert falls(ours.losses)
-    theirs = fit(Regression(torch.optim.AdamW), precision="bf16-true")
-    # Parameters, activations and losses are rounded to 8 bits at every step, and differently.
-    assert ours.losses == pytest.approx(theirs.losses, rel=0.1)
 
 
 def test_lightnings_own_clipping_in_full_precision():

@@ -23,7 +23,7 @@ def losses(folder, implementation, optimizer_class, dtype=torch.float32, bf16=Fa
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=32, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=32, attention_dropout=0.1,
+        num_key_value_heads=2, max_position_embeddings=32,
     )  # fmt: skip
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=implementation, dtype=dtype)
     assert model.dtype == dtype
@@ -59,5 +59,6 @@ def test_trains_as_torchs_own(tmp_path, capsys, precision, options):
     theirs = losses(tmp_path, "sdpa", torch.optim.AdamW, **precision)
     assert len(ours) == 20
     assert ours[-1] < 0.8 * ours[0]
-    # Their dropout masks differ, and what is rounded where.
-    assert ours == pytest.approx(theirs, rel=0.15)
+    if precision.get("dtype") is None:
+        # 20 updates in float32; where a bf16 rounding of an activation falls the other way, the loss moves by 2**-8
+        assert ours == pytest.approx(theirs, rel=2.0**-6 if precision else 1e-5)

@@ -20,7 +20,7 @@ import tolerances
 import torch
 from attention_cases import FEATURES, Shape
 from attention_runs import arrays, assert_within, drawn, expected, wide
-from device import DEVICE, EMULATED, NEEDS_A_DEVICE
+from device import DEVICE, EMULATED, NEEDS_A_DEVICE, captured
 from dlpack_exporter import Exporter
 from exactness import assert_all_as_exact, assert_as_exact
 from fusestep import _core, cli, ops, reference
@@ -102,21 +102,6 @@ def nobody_waits():
         yield
     finally:
         torch.cuda.set_sync_debug_mode("default")
-
-
-def captured(step):
-    """`step`, which works on the same tensors every time, as a CUDA graph to be replayed. Under emulation: itself."""
-    if EMULATED:
-        return step
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    return graph.replay
 
 
 # --- the declared cases -------------------------------------------------------------------------------------

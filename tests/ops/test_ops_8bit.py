@@ -127,8 +127,7 @@ def dynamic_map(square):
 def test_as_good_as_the_dynamic_code(rng):
     """Adam's update from moments in 8 bits: the error is no greater than with the code of bitsandbytes.
 
-    The moments spread over three decades within a block. Each alone may be a little less exact: what the other code
-    gains at the top it loses further down.
+    The moments spread over three decades within a block. How exact each of them is, test_relative_error bounds.
     """
     size, steps = 1 << 16, 50
     spread = np.repeat(10.0 ** rng.uniform(-2, 0, size // 128), 128) * 10.0 ** rng.uniform(-1, 0, size)
@@ -149,18 +148,14 @@ def test_as_good_as_the_dynamic_code(rng):
         codes, scales = reference.quantize_8bit(values.astype(np.float32), square=square)
         return reference.dequantize_8bit(codes, scales, square=square).astype(np.float64)
 
-    def errors(convert):
+    def error(convert):
         m8, v8 = convert(m, False), convert(v, True)
-        moments = np.abs(m8 - m) / np.abs(m), np.abs(v8 - v) / v
         # bitsandbytes' code for 0 in the second moment leaves eps alone there
         with np.errstate(all="ignore"):
             off = m8 / (np.sqrt(v8) + 1e-8) - update
-        return moments[0].mean(), moments[1].mean(), np.sqrt(np.square(off).mean())
+        return np.sqrt(np.square(off).mean())
 
-    (m_error, v_error, update_error), theirs = errors(ours), errors(dynamic)
-    assert m_error <= 1.25 * theirs[0]
-    assert v_error <= 1.25 * theirs[1]
-    assert update_error <= theirs[2]
+    assert error(ours) <= error(dynamic)
 
 
 # --- the step ---------------------------------------------------------------------------------------------------

@@ -31,3 +31,18 @@ NEEDS_A_DEVICE = [
         reason=_REASON,
     ),
 ]
+
+
+def captured(step):
+    """`step`, which works on the same tensors every time, as a CUDA graph to be replayed. Under emulation: itself."""
+    if EMULATED:
+        return step
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain, islice
 from operator import is_
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,7 +18,9 @@ from fusestep._refusal import refuse
 
 from . import eight_bit, sharding
 from .options import CLIPPING_DEFAULTS, PRECISION_DEFAULTS, STATE_DTYPES, Extras
-from .sharding import Group
+
+if TYPE_CHECKING:
+    from fusestep._core import Group
 
 States: TypeAlias = tuple[tuple[Sequence[Any] | None, ...], int | Sequence[Any], Sequence[Any] | None]
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import chain
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,17 +16,7 @@ from fusestep._refusal import refuse
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-# The options of a group, its parameters, gradients, states, step counts, companions (what the rounding keeps beside the
-# parameters) and the positions of the parameters among all: what _core.optimizer_step takes.
-Group: TypeAlias = tuple[
-    Mapping[str, Any],
-    Sequence[Any],
-    Sequence[Any],
-    tuple[Sequence[Any] | None, ...],
-    int | Sequence[Any],
-    Sequence[Any] | None,
-    Sequence[Any] | None,
-]
+    from fusestep._core import Group
 
 
 def meshes(groups: Sequence[dict[str, Any]]) -> list[DeviceMesh]:
