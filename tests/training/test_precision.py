@@ -10,10 +10,11 @@ from fusestep import training
 from fusestep.cli import main, train
 from fusestep.losses import cross_entropy
 from fusestep.schedules import WarmupCosine
-from fusestep.training import PRECISIONS, TrainConfig, Trainer, read_metrics
+from fusestep.training import TrainConfig, Trainer, read_metrics
 from small_runs import one_thread  # noqa: F401  # for every test of this file
 
 STEPS = 40
+PRECISIONS = tuple(training.PRECISIONS)
 
 
 def make_trainer(precision, steps=STEPS, *, seed=0, run_dir=None, history=None):
@@ -113,7 +114,7 @@ TINY = ["--steps", "6", "--batch-size", "2", "--context", "16", "--eval-every", 
 
 
 def test_the_command_has_the_trainers_names():
-    assert train.PRECISIONS == training.PRECISIONS
+    assert train.PRECISIONS == PRECISIONS
 
 
 @pytest.mark.parametrize(("precision", "optimizer"), [("bf16", "adamw"), ("bf16", "sgd"), ("bf16-autocast", "adamw")])

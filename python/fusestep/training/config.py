@@ -6,11 +6,13 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from fusestep._refusal import check_integer, check_number, refuse
 
-# "fp32" and "bf16" name the dtype of the parameters, in which all is then computed. "bf16-autocast": float32 parameters
-# under torch.autocast, where the matrix products and attention take bfloat16.
-PRECISIONS = ("fp32", "bf16", "bf16-autocast")
+# The dtype of the parameters, in which all is computed; but under "bf16-autocast" (torch.autocast) the matrix products
+# and attention take bfloat16.
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "bf16-autocast": torch.float32}
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from fusestep.losses import cross_entropy
 from fusestep.optim import FusedOptimizer
 from fusestep.schedules import Schedule
 from fusestep.training import checkpoint, sharding
-from fusestep.training.config import TrainConfig
+from fusestep.training.config import PRECISIONS, TrainConfig
 from fusestep.training.interrupt import DeferredInterrupt
 from fusestep.training.metrics import MetricsFile, StepMetrics
 from fusestep.training.plots import plot_curves
@@ -89,8 +89,7 @@ class Trainer:
         Raises:
             TypeError, ValueError: in the words of the kernels.
         """
-        parameters = {"fp32": torch.float32, "bf16": torch.bfloat16, "bf16-autocast": torch.float32}
-        wanted = parameters.get(self.config.precision or "")
+        wanted = PRECISIONS.get(self.config.precision or "")
         for name, parameter in self.model.named_parameters() if wanted else ():
             if parameter.dtype != wanted:
                 refuse(
