@@ -1,12 +1,14 @@
-"""Cross-entropy with hard or soft labels, classes last."""
+"""Cross-entropy with hard or soft labels, classes last; penalties of the weights."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fusestep._refusal import refuse
+from fusestep._refusal import check_number, refuse
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -48,3 +50,34 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
             f"{tuple(targets.shape)}",
         )
     return F.cross_entropy(logits.reshape(-1, classes), targets.reshape(-1))
+
+
+def l1_penalty(parameters: Tensor | Iterable[Tensor], strength: float) -> Tensor:
+    """strength * sum |w| over all elements: a 0-dim tensor to add to the loss. Its gradient is strength * sign(w).
+
+    It pulls weights to exactly zero. parameters: as ``clip_grad_norm_`` takes them: a tensor, or any number of them;
+    leave out biases and norms, which need not be small. strength: >= 0. Sums of 16-bit weights are in float32.
+    Raises TypeError or ValueError for another strength, ValueError where there is no parameter.
+    """
+    return _penalty("l1_penalty", parameters, strength, torch.abs)
+
+
+def l2_penalty(parameters: Tensor | Iterable[Tensor], strength: float) -> Tensor:
+    """strength / 2 * sum w^2 over all elements: a 0-dim tensor to add to the loss. Its gradient is strength * w.
+
+    With SGD it equals ``weight_decay=strength``, which costs nothing: prefer it. With Adam the two differ: the
+    penalty passes through the moments (``Adam(weight_decay=)``), AdamW's decay does not (Loshchilov and Hutter,
+    arXiv:1711.05101). Arguments and errors are those of ``l1_penalty``.
+    """
+    return 0.5 * _penalty("l2_penalty", parameters, strength, torch.square)
+
+
+def _penalty(
+    name: str, parameters: Tensor | Iterable[Tensor], strength: float, each: Callable[[Tensor], Tensor]
+) -> Tensor:
+    check_number(name, "strength", strength, 0.0)
+    tensors = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    if not tensors:
+        refuse(name, "parameters", "at least one tensor", "none")
+    wide = (t.float() if t.dtype in (torch.bfloat16, torch.float16) else t for t in tensors)
+    return strength * torch.stack([each(t).sum() for t in wide]).sum()

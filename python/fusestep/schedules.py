@@ -1,4 +1,4 @@
-"""Learning-rate schedules: pure callables from a step to a rate. Nothing here needs torch.
+"""Learning-rate schedules: callables from a step to a rate; and the arithmetic of batches. Nothing here needs torch.
 
 ``schedule(step)`` is the rate of update number ``step``, **counted from 0**: the ``global_step`` of the usual
 training loop, that is the number of updates already made. So a run of ``total_steps`` updates asks for the
@@ -132,6 +132,32 @@ class InverseSqrt:
     def __call__(self, step: int) -> float:
         s = step + 1
         return self.scale * min(1.0 / math.sqrt(s), s / math.pow(self.warmup_steps, 1.5))
+
+
+def linear_scaling_rule(lr: float, batch_size: int, base_batch_size: int) -> float:
+    """The rate for ``batch_size`` where ``lr`` suits ``base_batch_size``: lr * batch_size / base_batch_size.
+
+    A batch k times as large makes one step of k, so the step is k times as long (Goyal et al., arXiv:1706.02677). It
+    holds for SGD, with a warm-up, and up to a batch size that has to be found by trying.
+
+    Sizes are those of a whole update: sequences a batch, times accumulated batches, times processes.
+    Raises TypeError or ValueError, naming the argument, unless lr > 0 and both sizes are integers >= 1.
+    """
+    check_number("linear_scaling_rule", "lr", lr, 0.0, exclusive=True)
+    check_integer("linear_scaling_rule", "batch_size", batch_size, 1)
+    check_integer("linear_scaling_rule", "base_batch_size", base_batch_size, 1)
+    return lr * batch_size / base_batch_size
+
+
+def steps_per_epoch(samples: int, batch_size: int, *, drop_last: bool = False) -> int:
+    """The s of N = b x s: updates in which each of N = ``samples`` is seen once, b = ``batch_size`` at a time.
+
+    The last batch may be smaller; with ``drop_last`` (as torch's DataLoader has it) it is left out.
+    Raises TypeError or ValueError, naming the argument, unless samples is an integer >= 0 and batch_size one >= 1.
+    """
+    check_integer("steps_per_epoch", "samples", samples, 0)
+    check_integer("steps_per_epoch", "batch_size", batch_size, 1)
+    return samples // batch_size if drop_last else -(-samples // batch_size)
 
 
 def _check_warmup(name: str, peak_lr: float, warmup_steps: int, initial_lr: float) -> None:

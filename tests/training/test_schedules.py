@@ -8,7 +8,15 @@ import subprocess
 import sys
 
 import pytest
-from fusestep.schedules import Constant, ExponentialWarmup, InverseSqrt, LinearWarmup, WarmupCosine
+from fusestep.schedules import (
+    Constant,
+    ExponentialWarmup,
+    InverseSqrt,
+    LinearWarmup,
+    WarmupCosine,
+    linear_scaling_rule,
+    steps_per_epoch,
+)
 
 # The formulas are evaluated in another order than in the package: a few roundings of a float64 apart.
 ROUNDINGS = 8 * sys.float_info.epsilon
@@ -133,3 +141,26 @@ def test_wrong_values_are_refused(make, argument, error):
 def test_needs_no_torch():
     program = "import sys, fusestep.schedules; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_linear_scaling_rule():
+    assert linear_scaling_rule(0.1, batch_size=8192, base_batch_size=256) == 3.2
+    assert linear_scaling_rule(0.1, batch_size=64, base_batch_size=256) == 0.025
+    with pytest.raises(ValueError, match=r"linear_scaling_rule: lr: expected a finite number > 0, got 0"):
+        linear_scaling_rule(0, 8, 8)
+    with pytest.raises(ValueError, match=r"linear_scaling_rule: batch_size: expected an integer >= 1, got 0"):
+        linear_scaling_rule(0.1, 0, 8)
+    with pytest.raises(TypeError, match=r"linear_scaling_rule: base_batch_size: expected an integer, got 8.0"):
+        linear_scaling_rule(0.1, 8, 8.0)
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_steps_per_epoch_counts_batches(drop_last):
+    for samples in (0, 1, 31, 32, 33, 64):
+        starts = range(0, samples, 32)
+        whole = [start for start in starts if start + 32 <= samples]
+        assert steps_per_epoch(samples, 32, drop_last=drop_last) == len(whole if drop_last else starts)
+    with pytest.raises(ValueError, match=r"steps_per_epoch: samples: expected an integer >= 0, got -1"):
+        steps_per_epoch(-1, 32, drop_last=drop_last)
+    with pytest.raises(ValueError, match=r"steps_per_epoch: batch_size: expected an integer >= 1, got 0"):
+        steps_per_epoch(10, 0, drop_last=drop_last)
