@@ -310,3 +310,15 @@ def test_bench_gets_its_own_arguments(monkeypatch):
 def test_python_m():
     done = subprocess.run([sys.executable, "-m", "fusestep", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == f"fusestep {fusestep.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "nearest"),
+    [("--schedule", "cosin", "cosine"), ("--optimizer", "adamv", "adam"), ("--precision", "bf-16", "bf16"),
+     ("--kernels", "fusedstep", "fusestep")],
+)  # fmt: skip
+def test_an_unknown_name_is_refused_with_the_nearest(capsys, run_dir, option, value, nearest):
+    line = fail(capsys, "train", "--run-dir", run_dir, option, value)
+    assert f"train: {option}: expected one of " in line
+    assert f"got '{value}'. Did you mean '{nearest}" in line
+    assert not run_dir.exists()

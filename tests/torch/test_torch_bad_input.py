@@ -78,6 +78,11 @@ def prepared(row, options=None, **more):
     return optimizer, params
 
 
+def test_an_unknown_option_names_the_nearest():
+    with pytest.raises(TypeError, match=r"^AdamW: max_gradnorm: .* Did you mean 'max_grad_norm'\?"):
+        fusestep.optim.AdamW([torch.zeros(1)], max_gradnorm=1.0)
+
+
 @pytest.mark.parametrize("row, option, value, error", **EACH_BAD_OPTION)
 def test_option_at_construction(row, option, value, error):
     with pytest.raises(error, match=rf"^{row.torch_class}: {option}\S*: expected .+, got .+"):

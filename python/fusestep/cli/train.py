@@ -8,14 +8,14 @@ import hashlib
 import importlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import fusestep
 from fusestep import schedules
-from fusestep._refusal import check_integer, check_number, refuse
+from fusestep._refusal import check_choice, check_integer, check_number, refuse
 from fusestep.cli.errors import UserError, as_user_errors
 
 if TYPE_CHECKING:  # torch is imported when a run starts, so that --help and other commands are quick
@@ -41,6 +41,11 @@ def _flag(field: str) -> str:
     return "--" + field.replace("_", "-")
 
 
+def _choices(known: Iterable[str]) -> str:
+    """As argparse shows choices; ``Settings`` refuses others, and names the nearest one."""
+    return "{" + ",".join(known) + "}"
+
+
 @dataclass(frozen=True)
 class Settings:
     """A run, as ``config.json`` keeps it. The command's options set these fields."""
@@ -64,6 +69,9 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "context", "accumulate", "eval_every"):
             check_integer("train", _flag(name), getattr(self, name), 1)
+        choices = {"schedule": SCHEDULES, "optimizer": RATES, "precision": PRECISIONS, "kernels": KERNELS}
+        for name, known in choices.items():
+            check_choice("train", _flag(name), getattr(self, name), known)
         check_integer("train", "--seed", self.seed, 0)
         check_number("train", "--dropout", self.dropout, 0.0, 1.0)
         if self.lr is not None:
@@ -106,19 +114,19 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     option("--context", f"bytes a sequence (default: {normal.context})", type=int)
     rates = ", ".join(f"{name} {rate:g}" for name, rate in RATES.items())
     option("--lr", f"peak learning rate (default: {rates})", type=float)
-    option("--schedule", f"learning-rate schedule (default: {normal.schedule})", choices=SCHEDULES)
+    option("--schedule", f"learning-rate schedule (default: {normal.schedule})", metavar=_choices(SCHEDULES))
     option("--dropout", f"dropout probability (default: {normal.dropout})", type=float)
     option("--seed", f"of weights, batches and dropout (default: {normal.seed})", type=int)
-    option("--optimizer", f"fusestep's optimizer (default: {normal.optimizer})", choices=tuple(RATES))
+    option("--optimizer", f"fusestep's optimizer (default: {normal.optimizer})", metavar=_choices(RATES))
     option("--accumulate", f"batches an update (default: {normal.accumulate})", type=int)
     option("--eval-every", f"updates between evaluations (default: {normal.eval_every})", type=int)
     option(
         "--precision",
         f"of parameters and arithmetic (default: {normal.precision}); bf16 rounds updates stochastically",
-        choices=PRECISIONS,
+        metavar=_choices(PRECISIONS),
     )
     option("--device", f"where to train (default: {normal.device})")
-    option("--kernels", f"whose attention and dropout (default: {normal.kernels})", choices=KERNELS)
+    option("--kernels", f"whose attention and dropout (default: {normal.kernels})", metavar=_choices(KERNELS))
     option("--shard", "under torchrun: parameters and moments shared out, by FSDP2", action="store_true")
     parser.add_argument("--quick", action="store_true", help="a short run, for a first look: half a minute at most")
     parser.add_argument("--run-dir", default="runs/gpt", help="where the run goes (default: %(default)s)")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fusestep.nn.functional as fused
-from fusestep._refusal import check_integer, check_number, refuse
-from fusestep.nn.init import init_weights_
+from fusestep._refusal import check_choice, check_integer, check_number, refuse
+from fusestep.nn.init import init_weights_, scale_residual_branches_
 
 
 @dataclass(frozen=True)
@@ -50,8 +49,7 @@ class GPTConfig:
         for name in ("vocabulary", "context", "layers", "heads", "width"):
             check_integer("GPTConfig", name, getattr(self, name), 1)
         check_number("GPTConfig", "dropout", self.dropout, 0.0, 1.0)
-        if self.kernels not in KERNELS:
-            refuse("GPTConfig", "kernels", "one of " + ", ".join(KERNELS), repr(self.kernels))
+        check_choice("GPTConfig", "kernels", self.kernels, KERNELS)
         if self.width % (2 * self.heads):  # each head's features are rotated in pairs
             refuse("GPTConfig", "width", f"a multiple of 2 * heads = {2 * self.heads}", str(self.width))
 
@@ -144,10 +142,7 @@ class GPT(nn.Module):
         # The residual stream begins as the embedding, which must not drown in what the blocks, still random,
         # add to it; but the head reads through it too, and longer rows would make the first guesses too sure.
         nn.init.normal_(self.tokens.weight, std=0.1)
-        # Each block adds two branches to the residual stream; its variance must not grow with the depth.
-        for name, parameter in self.named_parameters():
-            if name.endswith(("attention.out.weight", "mlp.2.weight")):
-                parameter.div_(math.sqrt(2 * self.config.layers))
+        scale_residual_branches_(self, ("attention.out.weight", "mlp.2.weight"), self.config.layers)
 
     @torch.no_grad()
     def check_kernels(self) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from fusestep import _core, _mesh
-from fusestep._refusal import refuse
+from fusestep._refusal import did_you_mean, refuse
 
 from . import eight_bit, sharding
 from .options import CLIPPING_DEFAULTS, PRECISION_DEFAULTS, STATE_DTYPES, Extras
@@ -92,7 +92,8 @@ class FusedOptimizer(torch.optim.Optimizer):
                 min(unknown),
                 f"an argument of torch.optim.{type(self).__name__} or one of {', '.join(known)}",
                 "an unknown keyword",
-                error=TypeError,
+                did_you_mean(min(unknown), known),
+                TypeError,
             )
         for name, default in CLIPPING_DEFAULTS.items():
             setattr(self, name, extras.get(name, default))

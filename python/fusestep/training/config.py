@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from fusestep._refusal import check_integer, check_number, refuse
+from fusestep._refusal import check_choice, check_integer, check_number
 
 # The dtype of the parameters, in which all is computed; but under "bf16-autocast" (torch.autocast) the matrix products
 # and attention take bfloat16.
@@ -39,8 +39,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("max_steps", "accumulate", "eval_every", "checkpoint_every"):
             check_integer("TrainConfig", name, getattr(self, name), 1)
-        if self.precision is not None and self.precision not in PRECISIONS:
-            refuse("TrainConfig", "precision", f"one of {', '.join(PRECISIONS)}", repr(self.precision))
+        if self.precision is not None:
+            check_choice("TrainConfig", "precision", self.precision, PRECISIONS)
         check_integer("TrainConfig", "clip_start", self.clip_start, 0)
         if self.eval_batches is not None:
             check_integer("TrainConfig", "eval_batches", self.eval_batches, 1)
