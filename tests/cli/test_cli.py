@@ -204,7 +204,7 @@ def test_a_run_directory_that_cannot_be(capsys, tmp_path):
     assert "Not a directory" in fail(capsys, "train", *TINY, "--run-dir", tmp_path / "file" / "run")
 
 
-@pytest.mark.parametrize("arguments", [[], ["dance"], ["train", "--schedule", "none"], ["train", "--lr", "x"]])
+@pytest.mark.parametrize("arguments", [[], ["dance"], ["train", "--lr", "x"]])
 def test_wrong_usage(capsys, arguments):
     with pytest.raises(SystemExit) as stop:
         main(arguments)
