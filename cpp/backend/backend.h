@@ -3,6 +3,7 @@
 #pragma once
 
 #include "jobs/attention.h"
+#include "jobs/cross_entropy.h"
 #include "jobs/dropout.h"
 #include "jobs/grads.h"
 #include "jobs/masked_softmax.h"
@@ -45,6 +46,9 @@ struct Backend {
 
   void (*masked_softmax_forward)(const SoftmaxJob&, const Stream&);
   void (*masked_softmax_backward)(const SoftmaxJob&, const SoftmaxGrads&, const Stream&);
+
+  // Writes loss, lse and the gradient; nullptr where a backend has no such kernel.
+  void (*cross_entropy)(const CrossEntropyJob&, const Stream&);
 };
 
 }  // namespace fusestep

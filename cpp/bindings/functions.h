@@ -10,6 +10,7 @@ namespace py = pybind11;
 
 void bind_optim(py::module_& m);
 void bind_grads(py::module_& m);
+void bind_cross_entropy(py::module_& m);
 void bind_dropout(py::module_& m);
 void bind_eight_bit(py::module_& m);
 void bind_attention(py::module_& m);

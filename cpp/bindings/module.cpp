@@ -21,6 +21,7 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   bind_runtime(m);
   bind_optim(m);
   bind_grads(m);
+  bind_cross_entropy(m);
   bind_dropout(m);
   bind_eight_bit(m);
   bind_attention(m);

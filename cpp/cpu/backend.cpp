@@ -8,6 +8,7 @@
 #include "cpu/masked_softmax.h"
 #include "cpu/slices.h"
 #include "jobs/slices.h"
+#include "threads/threads.h"
 
 namespace fusestep {
 
@@ -52,6 +53,10 @@ void dropout(const DropoutJob& job, const Stream& /*stream*/) {
   for_each_slice(job.numel, [&](std::int64_t slice) { cpu_kernels().dropout(job, slice); });
 }
 
+void cross_entropy(const CrossEntropyJob& job, const Stream& /*stream*/) {
+  parallel_for(job.rows, [&](std::int64_t row) { cpu_kernels().cross_entropy(job, row); });
+}
+
 }  // namespace
 
 const Backend kCpuBackend{
@@ -66,6 +71,7 @@ const Backend kCpuBackend{
     .attention_backward = cpu_attention_backward,
     .masked_softmax_forward = cpu_masked_softmax_forward,
     .masked_softmax_backward = cpu_masked_softmax_backward,
+    .cross_entropy = cross_entropy,
 };
 
 }  // namespace fusestep

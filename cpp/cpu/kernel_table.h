@@ -3,6 +3,7 @@
 #pragma once
 
 #include "jobs/attention.h"
+#include "jobs/cross_entropy.h"
 #include "jobs/dropout.h"
 #include "jobs/grads.h"
 #include "jobs/masked_softmax.h"
@@ -87,6 +88,9 @@ struct CpuKernels {
   void (*softmax_forward)(const SoftmaxJob&, std::int64_t first, std::int64_t last);
   void (*softmax_backward)(const SoftmaxBackwardJob&, std::int64_t block);
   void (*softmax_grad_mask)(const SoftmaxBackwardJob&, std::int64_t mask_row);
+
+  // One row of a cross-entropy and its gradient.
+  void (*cross_entropy)(const CrossEntropyJob&, std::int64_t row);
 
   // The floor that benchmarks compare with: elements [begin, end) of every array are read, those of the first
   // `num_written` are written back, with one fma each.

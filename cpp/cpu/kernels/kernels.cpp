@@ -11,6 +11,7 @@ CpuKernels make_kernels() {
   kernels.name = FUSESTEP_TEXT(FUSESTEP_ISA);
   fill_updates(kernels);
   fill_grads(kernels);
+  fill_cross_entropy(kernels);
   fill_dropout(kernels);
   fill_masked_softmax(kernels);
   fill_peak(kernels);

@@ -7,6 +7,7 @@ namespace fusestep::FUSESTEP_ISA {
 
 void fill_updates(CpuKernels& kernels);
 void fill_grads(CpuKernels& kernels);
+void fill_cross_entropy(CpuKernels& kernels);
 void fill_dropout(CpuKernels& kernels);
 void fill_masked_softmax(CpuKernels& kernels);
 void fill_peak(CpuKernels& kernels);

@@ -17,11 +17,11 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from fusestep._refusal import check_probability, refuse
+from fusestep._refusal import check_number, check_probability, refuse
 
 from . import _nested, _ops
 
-__all__ = ["attention", "dropout", "dropout_add", "masked_softmax", "scaled_dot_product_attention"]
+__all__ = ["attention", "cross_entropy", "dropout", "dropout_add", "masked_softmax", "scaled_dot_product_attention"]
 
 Window = tuple[int | None, int | None]
 
@@ -341,3 +341,60 @@ def _any_dims(
 
 def _four_dims(x: Tensor) -> Tensor:
     return x[None, None] if x.dim() == 2 else x.reshape(-1, *x.shape[-3:])
+
+
+def cross_entropy(
+    input: Tensor,  # torch's name
+    target: Tensor,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    *,
+    z_loss: float = 0.0,
+    overwrite_logits: bool = False,
+) -> Tensor:
+    """`torch.nn.functional.cross_entropy`, with the gradient made in the forward pass, beside the loss.
+
+    The kernel takes class indices of (N, C) logits in CPU memory without class weights. All else (probabilities as
+    targets, weights, more dimensions, CUDA, torch.compile, transforms) is done by torch's operations in float32.
+
+    Args:
+        input: (C,), (N, C) or (N, C, d1, ...): float32, float64, bfloat16 or float16. Arithmetic is in float32 (float64
+            for float64).
+        target: int64 class indices, or probabilities of the shape of input.
+        weight, ignore_index, reduction, label_smoothing: as torch's.
+        z_loss: this times the squared log-sum-exp is added to the loss of each row that is not ignored (PaLM, 2022).
+        overwrite_logits: the kernel writes the gradient over the logits, where one is recorded, and makes no second
+            array of their size: nothing else may read them afterwards. They may be no leaf.
+
+    Returns:
+        The loss: () or, without a reduction, the shape of the class indices; float32 (float64 for float64).
+
+    Raises:
+        TypeError, ValueError, IndexError: an argument that cannot be taken; nothing has been written then.
+        RuntimeError: a leaf to be overwritten; double backward through the kernel.
+    """
+    rule = (ignore_index, label_smoothing, z_loss, reduction)
+    plain = input.dim() == 2 and input.device.type == "cpu" and weight is None and target.dtype == torch.int64
+    if plain and _ops.runs_eagerly((input, target)):
+        if overwrite_logits and input.is_leaf and input.requires_grad and torch.is_grad_enabled():
+            refuse("cross_entropy", "input", "a tensor that may be changed in place", "a leaf",
+                   "Pass overwrite_logits=False.", RuntimeError)  # fmt: skip
+        return _ops.cross_entropy("cross_entropy", input, target, rule, overwrite_logits)
+    check_number("cross_entropy", "z_loss", z_loss, 0.0)
+    wide = input if input.dtype == torch.float64 else input.float()
+    if target.is_floating_point():
+        target = target.to(wide.dtype)
+    weight = None if weight is None else weight.to(wide.dtype)
+    loss = torch.nn.functional.cross_entropy(
+        wide, target, weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing
+    )
+    if z_loss == 0:
+        return loss
+    squares = z_loss * wide.logsumexp(dim=0 if wide.dim() == 1 else 1).square()
+    counted = torch.ones_like(squares) if target.is_floating_point() else (target != ignore_index).to(wide.dtype)
+    squares = torch.where(counted != 0, squares, 0.0)
+    if reduction == "none":
+        return loss + squares
+    return loss + (squares.sum() / counted.sum() if reduction == "mean" else squares.sum())

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from . import _optimizers
 from ._attention import attention, attention_backward
+from ._cross_entropy import cross_entropy
 from ._dropout import dropout, dropout_add
 from ._eight_bit import dequantize_8bit, quantize_8bit
 from ._masked_softmax import masked_softmax, masked_softmax_backward
@@ -33,6 +34,7 @@ __all__ = [
     "attention_backward",
     "clip_grad_norm_",
     "clip_grad_value_",
+    "cross_entropy",
     "dequantize_8bit",
     "dropout",
     "dropout_add",

@@ -13,6 +13,7 @@ from .adagrad import adagrad
 from .adam import adam, adamw
 from .attention import attention, attention_backward
 from .clip import clip_by_norm, clip_by_value, clip_coefficient, grad_norm
+from .cross_entropy import cross_entropy
 from .dropout import attention_keep, dropout, dropout_add, dropout_keep, dropout_scale, dropout_threshold
 from .eight_bit import dequantize_8bit, quantize_8bit
 from .masked_softmax import masked_softmax, masked_softmax_backward
@@ -31,6 +32,7 @@ __all__ = [
     "clip_by_norm",
     "clip_by_value",
     "clip_coefficient",
+    "cross_entropy",
     "dequantize_8bit",
     "dropout",
     "dropout_add",
