@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 SCHEMA = 1
-WHAT = ("optim", "clip", "overhead", "attention", "dropout", "training", "sharded")
+WHAT = ("optim", "clip", "overhead", "attention", "dropout", "loss", "training", "sharded")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
 
     import fusestep
 
-    from . import attention, clip, dropout, machine, optim, overhead, report, sharded, training
+    from . import attention, clip, dropout, loss, machine, optim, overhead, report, sharded, training
     from .attention_cases import QUICK_SHAPES, SHAPES
     from .cases import flat_case, gpt2_case, small_case
     from .timing import FULL, MANY, QUICK
@@ -53,6 +53,8 @@ def main(argv: Sequence[str]) -> int:
         rows += attention.run(QUICK_SHAPES if args.quick else SHAPES, args.only, QUICK if args.quick else MANY, say)
     if args.what in ("dropout", "all"):
         rows += dropout.run(dropout.elements_case(args.quick), effort, say)
+    if args.what in ("loss", "all"):
+        rows += loss.run(loss.logits_shape(args.quick), args.threads, effort, say)
     if args.what in ("training", "all"):
         rows += training.run(args.quick, effort, say)
     if args.what in ("sharded", "all"):
@@ -81,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=(*WHAT, "all"),
         default="all",
         help="optim: a step of every optimizer; clip: clipping and AdamW; overhead: calls and tensors; attention: with "
-        "masks and dropout; dropout; training: a step of the GPT; "
+        "masks and dropout; dropout; loss: cross-entropy over a large vocabulary; training: a step of the GPT; "
         "sharded: clipping and AdamW over two processes (default: all)",
     )
     parser.add_argument("--json", metavar="FILE", help="write the results there; '-': to standard output, no table")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+import fusestep.nn.functional as F
 from fusestep._refusal import check_number, refuse
 
 

@@ -15,6 +15,7 @@ from fusestep.bench import (
     clip,
     command,
     dropout,
+    loss,
     memory,
     nanobind_module,
     optim,
@@ -117,6 +118,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr(cases, "small_case", lambda: cases.Case("small", "tiny small", [(10,)] * 5))
     monkeypatch.setattr(attention_cases, "QUICK_SHAPES", (attention_cases.TINY,))
     monkeypatch.setattr(dropout, "elements_case", lambda quick: cases.Case("elements", "tiny", [(5000,)]))
+    monkeypatch.setattr(loss, "logits_shape", lambda quick: (5, 300))
     monkeypatch.setattr(timing, "QUICK", TINY)
 
 
@@ -142,7 +144,12 @@ def test_the_command_reports_for_people_and_as_json(what, tiny, tmp_path, capsys
     for row in document["results"]:
         for ratio in row.get("ratios", {}).values():
             assert 0 < ratio["q1"] <= ratio["median"] <= ratio["q3"]
-    titles = {"overhead": (), "attention": ("(2, 4, 64, 32)", "of peak"), "training": ("default GPT",)}
+    titles = {
+        "overhead": (),
+        "attention": ("(2, 4, 64, 32)", "of peak"),
+        "training": ("default GPT",),
+        "loss": ("300 classes",),
+    }
     assert all(title in table for title in titles.get(what, ("tiny", "fusestep")))
     assert ("Bars" in table) == (what != "overhead")
 

@@ -1,4 +1,4 @@
-"""Prints {what: hash of every bit it gave}, for all optimizers, norms, clips and dropout: test_bits.py runs it."""
+"""Prints {what: hash of every bit it gave}, for everything whose bits are promised: test_bits.py runs it."""
 
 from __future__ import annotations
 
@@ -80,8 +80,21 @@ def dropout_bits() -> Iterator[tuple[str, str]]:
             yield f"dropout_add {dtype} {layout}", digest(problems.flat(outs))
 
 
+def cross_entropy_bits() -> Iterator[tuple[str, str]]:
+    rng = np.random.default_rng(3)
+    options = {"label_smoothing": 0.1, "z_loss": 1e-3, "ignore_index": 7}
+    for dtype in ("float32", "float64", "bfloat16", "float16"):
+        for layout in ("contiguous", "strided"):
+            for classes in (5, 1000, 3 * 1024 + 17):
+                logits = problems.array(4 * rng.standard_normal((6, classes)), dtype, layout=layout)
+                labels = rng.integers(0, classes, 6)
+                grad = problems.array(np.zeros((6, classes)), dtype, layout=layout)
+                results = ops.cross_entropy(logits, labels, grad=grad, reduction="none", **options)
+                yield f"cross_entropy {dtype} {layout} {classes}", digest(*results, problems.flat([grad]))
+
+
 def all_bits() -> dict[str, str]:
-    return dict([*optimizer_bits(), *eight_bit_bits(), *grad_bits(), *dropout_bits()])
+    return dict([*optimizer_bits(), *eight_bit_bits(), *grad_bits(), *dropout_bits(), *cross_entropy_bits()])
 
 
 if __name__ == "__main__":

@@ -17,11 +17,19 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from fusestep._refusal import check_number, check_probability, refuse
+from fusestep._refusal import check_choice, check_number, check_probability, refuse
 
 from . import _nested, _ops
 
-__all__ = ["attention", "cross_entropy", "dropout", "dropout_add", "masked_softmax", "scaled_dot_product_attention"]
+__all__ = [
+    "attention",
+    "cross_entropy",
+    "dropout",
+    "dropout_add",
+    "linear_cross_entropy",
+    "masked_softmax",
+    "scaled_dot_product_attention",
+]
 
 Window = tuple[int | None, int | None]
 
@@ -365,8 +373,9 @@ def cross_entropy(
         target: int64 class indices, or probabilities of the shape of input.
         weight, ignore_index, reduction, label_smoothing: as torch's.
         z_loss: this times the squared log-sum-exp is added to the loss of each row that is not ignored (PaLM, 2022).
-        overwrite_logits: the kernel writes the gradient over the logits, where one is recorded, and makes no second
-            array of their size: nothing else may read them afterwards. They may be no leaf.
+            With class weights, its mean is over rows all the same.
+        overwrite_logits: allows the kernel to write the gradient over the logits instead of into a second array of
+            their size: nothing else may read them afterwards. They may be no leaf, nor a view of one.
 
     Returns:
         The loss: () or, without a reduction, the shape of the class indices; float32 (float64 for float64).
@@ -378,23 +387,63 @@ def cross_entropy(
     rule = (ignore_index, label_smoothing, z_loss, reduction)
     plain = input.dim() == 2 and input.device.type == "cpu" and weight is None and target.dtype == torch.int64
     if plain and _ops.runs_eagerly((input, target)):
-        if overwrite_logits and input.is_leaf and input.requires_grad and torch.is_grad_enabled():
-            refuse("cross_entropy", "input", "a tensor that may be changed in place", "a leaf",
+        kept = input if input._base is None else input._base  # the tensor whose memory it is
+        if overwrite_logits and torch.is_grad_enabled() and kept.is_leaf and kept.requires_grad:
+            refuse("cross_entropy", "input", "a tensor that may be changed in place", "a leaf or a view of one",
                    "Pass overwrite_logits=False.", RuntimeError)  # fmt: skip
         return _ops.cross_entropy("cross_entropy", input, target, rule, overwrite_logits)
     check_number("cross_entropy", "z_loss", z_loss, 0.0)
-    wide = input if input.dtype == torch.float64 else input.float()
-    if target.is_floating_point():
-        target = target.to(wide.dtype)
-    weight = None if weight is None else weight.to(wide.dtype)
-    loss = torch.nn.functional.cross_entropy(
-        wide, target, weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing
-    )
-    if z_loss == 0:
-        return loss
-    squares = z_loss * wide.logsumexp(dim=0 if wide.dim() == 1 else 1).square()
-    counted = torch.ones_like(squares) if target.is_floating_point() else (target != ignore_index).to(wide.dtype)
-    squares = torch.where(counted != 0, squares, 0.0)
-    if reduction == "none":
-        return loss + squares
-    return loss + (squares.sum() / counted.sum() if reduction == "mean" else squares.sum())
+    return _ops.cross_entropy_by_torch(input, target, rule, weight)
+
+
+def linear_cross_entropy(
+    input: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    bias: Tensor | None = None,
+    *,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+) -> Tensor:
+    """``cross_entropy(linear(input, weight, bias), target)`` without ever holding all logits in memory.
+
+    Some rows of logits at a time (at most 2^24 logits, but 64 rows) are made, give their loss and their gradients of
+    input, weight and bias, and are dropped. The gradients are made in the forward pass; their sums over rows are in
+    float32 (float64 for float64). Under torch.compile, torch.func transforms and for tensor subclasses, which have to
+    see the operations, all logits are made.
+
+    Args:
+        input: hidden states (..., E), of any floating dtype and device.
+        weight: of the output layer, (V, E).
+        target: int64 class indices (...).
+        bias: (V,).
+        ignore_index, label_smoothing, z_loss: as `cross_entropy`.
+        reduction: "mean" over the targets that are not ignored, or "sum".
+
+    Returns:
+        The loss, (), float32 (float64 for float64).
+
+    Raises:
+        TypeError, ValueError: an argument that cannot be taken, a class that does not exist (on a CPU).
+        RuntimeError: shapes that do not fit (torch's own); double backward.
+    """
+    name = "linear_cross_entropy"
+    check_choice(name, "reduction", reduction, ("mean", "sum"))
+    check_number(name, "z_loss", z_loss, 0.0)
+    check_probability(name, "label_smoothing", label_smoothing)
+    if target.dtype != torch.int64:
+        refuse(name, "target", "int64 class indices", str(target.dtype), error=TypeError)
+    if target.shape != input.shape[:-1]:
+        refuse(name, "target", f"the shape {tuple(input.shape[:-1])} of the rows of input", f"{tuple(target.shape)}")
+    rule = (ignore_index, label_smoothing, z_loss, reduction)
+    rows, labels = input.reshape(-1, input.shape[-1]), target.reshape(-1)
+    if not _ops.runs_eagerly(tensor for tensor in (input, weight, target, bias) if tensor is not None):
+        return _ops.cross_entropy_by_torch(torch.nn.functional.linear(rows, weight, bias), labels, rule)
+    if labels.device.type == "cpu":
+        wrong = (labels != ignore_index) & ((labels < 0) | (labels >= weight.shape[0]))
+        if wrong.any():
+            expected = f"classes from 0 to {weight.shape[0] - 1}, or ignore_index = {ignore_index}"
+            refuse(name, "target", expected, str(int(labels[wrong][0])))
+    return _ops.linear_cross_entropy(name, rows, weight, bias, labels, rule)

@@ -1,18 +1,22 @@
 """The operators of the torch library "fusestep"."""
 
+from .cross_entropy import by_torch as cross_entropy_by_torch
 from .cross_entropy import cross_entropy
 from .dropout import dropout, dropout_, dropout_add
 from .library import check_seed, draw_seed, runs_eagerly
+from .linear_cross_entropy import linear_cross_entropy
 from .softmax import attention, masked_softmax
 
 __all__ = [
     "attention",
     "check_seed",
     "cross_entropy",
+    "cross_entropy_by_torch",
     "draw_seed",
     "dropout",
     "dropout_",
     "dropout_add",
+    "linear_cross_entropy",
     "masked_softmax",
     "runs_eagerly",
 ]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
@@ -29,6 +31,45 @@ def _run(operation: str, logits: Tensor, labels: Tensor, rule: Rule, grad: Tenso
     lse = torch.empty(logits.shape[:1], dtype=wide)
     _core.cross_entropy(operation, logits.detach(), labels, loss, lse, grad, *rule)
     return loss
+
+
+def loss_and_gradient(
+    operation: str, logits: Tensor, labels: Tensor, rule: Rule, wants_gradient: bool
+) -> tuple[Tensor, Tensor]:
+    """The loss and its gradient, of logits (N, V) that nothing else reads: on a CPU the gradient lies over them."""
+    if logits.device.type == "cpu":
+        return _run(operation, logits, labels, rule, logits if wants_gradient else None), logits
+    if not wants_gradient:
+        return by_torch(logits, labels, rule), logits
+    with torch.enable_grad():
+        leaf = logits.detach().requires_grad_()
+        loss = by_torch(leaf, labels, rule)
+        return loss.detach(), torch.autograd.grad(loss, leaf)[0]
+
+
+def by_torch(logits: Tensor, labels: Tensor, rule: Rule, weight: Tensor | None = None) -> Tensor:
+    """The same, and what the kernel does not take, by torch's operations: any dimensions, soft labels, weights."""
+    ignore_index, label_smoothing, z_loss, reduction = rule
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    labels = labels.to(wide.dtype) if labels.is_floating_point() else labels
+    weight = None if weight is None else weight.to(wide.dtype)
+    loss = F.cross_entropy(
+        wide, labels, weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing
+    )
+    if z_loss == 0:
+        return loss
+    classes = 0 if wide.dim() == 1 else 1
+    if not labels.is_floating_point():
+        # Ignored rows are replaced before the logarithm: infinities in them would be NaN times zero in the gradient.
+        counted = labels != ignore_index
+        wide = torch.where(counted.unsqueeze(classes), wide, -math.log(wide.shape[classes]))
+    squares = z_loss * wide.logsumexp(dim=classes).square()
+    if reduction == "none":
+        return loss + (squares if labels.is_floating_point() else squares.where(counted, 0.0))
+    if labels.is_floating_point():
+        return loss + (squares.mean() if reduction == "mean" else squares.sum())
+    total = squares.where(counted, 0.0).sum()
+    return loss + (total / counted.sum() if reduction == "mean" else total)
 
 
 class _Function(SingleLevelFunction):  # type: ignore[misc]  # torch's own is untyped
