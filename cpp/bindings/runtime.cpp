@@ -2,6 +2,7 @@
 #include "backend/dispatch.h"
 #include "bindings/functions.h"
 #include "bindings/options.h"
+#include "tensors/huge_pages.h"
 #include "threads/threads.h"
 
 namespace fusestep {
@@ -25,6 +26,8 @@ void bind_runtime(py::module_& m) {
         "How many threads fusestep uses from now on; 0: automatic (torch's number if torch is loaded, else "
         "OMP_NUM_THREADS, else the CPUs this process may use).");
   m.def("get_num_threads", &num_threads, "How many threads the next call may use.");
+  m.def("prefer_huge_pages", &prefer_huge_pages, py::arg("address"), py::arg("bytes"),
+        "Asks for huge pages for new memory that is about to be written.");
   m.def("info", [] {
     py::dict info;
     info["version"] = FUSESTEP_VERSION;

@@ -75,7 +75,11 @@ def by_torch(logits: Tensor, labels: Tensor, rule: Rule, weight: Tensor | None =
 class _Function(SingleLevelFunction):  # type: ignore[misc]  # torch's own is untyped
     @staticmethod
     def forward(ctx: Any, operation: str, logits: Tensor, labels: Tensor, rule: Rule, overwrite_logits: bool) -> Tensor:
-        grad = logits.detach() if overwrite_logits else torch.empty_like(logits)
+        if overwrite_logits:
+            grad = logits.detach()
+        else:
+            grad = torch.empty_like(logits)
+            _core.prefer_huge_pages(grad.data_ptr(), grad.nbytes)
         loss = _run(operation, logits, labels, rule, grad)
         if overwrite_logits:
             increment_version(logits)
