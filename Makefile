@@ -8,7 +8,7 @@ BUILD := build/cmake
 BUILD_SETTINGS := -C build-dir=$(BUILD) -C cmake.define.FUSESTEP_WERROR=ON
 SOURCES := $(shell find cpp cuda python bench tests/cuda -type f -not -path '*/__pycache__/*' -not -path 'bench/results/*')
 
-.PHONY: train test bench gpu cuda wheel lint format clean
+.PHONY: train test bench gpu cuda wheel docs lint format clean
 
 train: $(BUILD)/.installed
 	$(BIN)/fusestep train $(ARGS)
@@ -46,6 +46,12 @@ wheel: $(VENV)/.ready
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist $(BUILD_SETTINGS) \
 	    -C cmake.define.FUSESTEP_CUDA=OFF -C cmake.define.FUSESTEP_EMULATE_CUDA=OFF
 	tools/check_wheel.sh dist/fusestep-*.whl
+
+# The documentation, into build/docs; every warning is an error. It reads the built package: half of fusestep.ops is made
+# when it is imported.
+docs: $(BUILD)/.installed
+	$(BIN)/pip install --quiet --constraint constraints.txt mkdocs-material 'mkdocstrings[python]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 lint: $(BUILD)/.installed
 	$(BIN)/python tools/check_rooms.py
