@@ -27,8 +27,9 @@ def main(argv: Sequence[str]) -> int:
         return 2
 
     import fusestep
+    from fusestep import _machine
 
-    from . import attention, clip, dropout, loss, machine, optim, overhead, report, sharded, training
+    from . import attention, clip, dropout, loss, optim, overhead, report, sharded, training
     from .attention_cases import QUICK_SHAPES, SHAPES
     from .cases import flat_case, gpt2_case, small_case
     from .timing import FULL, MANY, QUICK
@@ -60,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
     if args.what in ("sharded", "all"):
         rows += sharded.run(gpt2, args.threads, effort, say)
 
-    where = machine.describe()
+    where = _machine.describe()
     document = {"schema": SCHEMA, "what": args.what, "quick": args.quick, "machine": where, "results": rows}
     text = json.dumps(document, indent=1, allow_nan=False)
     if args.json == "-":

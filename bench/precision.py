@@ -15,7 +15,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from . import machine
+from fusestep import _machine
 
 SCHEMA = 1
 SEEDS = (1, 2, 3)
@@ -119,7 +119,7 @@ def main() -> int:
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     file = arguments.folder / "precision.json"
-    document = {"schema": SCHEMA, "steps": arguments.steps, "machine": machine.describe(), "runs": []}
+    document = {"schema": SCHEMA, "steps": arguments.steps, "machine": _machine.describe(), "runs": []}
     if file.exists():
         document = json.loads(file.read_text(encoding="utf-8"))
         if document["steps"] != arguments.steps:

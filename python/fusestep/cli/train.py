@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import fusestep
-from fusestep import schedules
+from fusestep import _machine, schedules
 from fusestep._refusal import check_choice, check_integer, check_number, refuse
 from fusestep.cli.errors import UserError, as_user_errors
 
@@ -192,11 +192,12 @@ def _train(options: argparse.Namespace, processes: Processes) -> int:
             model.check_kernels()
             optimizer.check_parameters()
         text = read_text(settings.text)
-        config = {
+        config: dict[str, Any] = {
             "settings": asdict(settings),
             "text_sha256": hashlib.sha256(text).hexdigest(),
             "fusestep": fusestep.__version__,
             "torch": torch.__version__,
+            "machine": _machine.describe(),
         }
         if saved is not None and saved["text_sha256"] != config["text_sha256"]:
             raise UserError("train: --resume: the text is not the one that the run began with")
@@ -206,7 +207,7 @@ def _train(options: argparse.Namespace, processes: Processes) -> int:
         batches = RandomBatches(train, settings.batch_size, settings.context, generator, **share)
         val_batches = SequentialBatches(val, settings.batch_size, settings.context, **share)
         schedule = make_schedule(settings)
-        baseline = unigram_loss(train, val)
+        baseline = config["baseline_loss"] = unigram_loss(train, val)
         trainer = Trainer(
             model,
             optimizer,

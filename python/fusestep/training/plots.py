@@ -32,7 +32,7 @@ def plot_curves(metrics_path: str | Path, png_path: str | Path, *, baseline_loss
     loss, rate, norm = figure.subplots(3, 1, sharex=True, height_ratios=[2.2, 1, 1])
 
     loss.plot(steps, losses, color=_TRAIN, alpha=0.25, linewidth=0.8)
-    loss.plot(steps, _smooth(losses), color=_TRAIN, linewidth=1.6, label="training, smoothed (dropout on)")
+    loss.plot(steps, smooth(losses), color=_TRAIN, linewidth=1.6, label="training, smoothed (dropout on)")
     if evaluated:
         last = evaluated[-1][1]
         label = f"validation, {last:.3f} at the end"
@@ -51,7 +51,7 @@ def plot_curves(metrics_path: str | Path, png_path: str | Path, *, baseline_loss
     if norms:
         at, values = zip(*norms, strict=True)
         norm.plot(at, values, color=_NORM, alpha=0.3, linewidth=0.8)
-        norm.plot(at, _smooth(values), color=_NORM, linewidth=1.6)
+        norm.plot(at, smooth(values), color=_NORM, linewidth=1.6)
         norm.set_yscale("log")
         norm.yaxis.set_major_formatter(LogFormatter())
         norm.yaxis.set_minor_formatter(LogFormatter())
@@ -69,7 +69,7 @@ def plot_curves(metrics_path: str | Path, png_path: str | Path, *, baseline_loss
     figure.savefig(png_path, dpi=130)
 
 
-def _smooth(values: Sequence[float]) -> list[float]:
+def smooth(values: Sequence[float]) -> list[float]:
     """Mean over a fiftieth of the run to either side, less near the ends: unlike a running mean it does not lag."""
     smooth = []
     for i in range(len(values)):

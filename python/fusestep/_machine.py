@@ -1,4 +1,4 @@
-"""What the figures were measured on. Nothing that names the machine or its owner."""
+"""What a run or a measurement was made on. Nothing that names the machine or its owner."""
 
 from __future__ import annotations
 
