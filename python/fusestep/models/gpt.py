@@ -89,6 +89,7 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(config.width, 3 * config.width)
         self.rotary = Rotary(config.context, config.width // config.heads)
         self.out = nn.Linear(config.width, config.width)
+        self.prefix: nn.Module | None = None  # fusestep.finetune.add_prefix
 
     def forward(self, x: Tensor) -> Tensor:
         batch, length, width = x.shape
@@ -98,6 +99,8 @@ class SelfAttention(nn.Module):
         query, key = self.rotary(turning)
         dropout_p = self.dropout if self.training else 0.0
         mixed = self.attention(query, key, value.squeeze(0), dropout_p=dropout_p, is_causal=True)
+        if self.prefix is not None:
+            mixed = mixed + self.prefix(turning[0], self.attention)
         out: Tensor = self.out(mixed.transpose(1, 2).reshape(batch, length, width))
         return out
 
