@@ -63,13 +63,13 @@ def l1_penalty(parameters: Tensor | Iterable[Tensor], strength: float) -> Tensor
 
 
 def l2_penalty(parameters: Tensor | Iterable[Tensor], strength: float) -> Tensor:
-    """strength / 2 * sum w^2 over all elements: a 0-dim tensor to add to the loss. Its gradient is strength * w.
+    """strength * sum w^2 over all elements: a 0-dim tensor to add to the loss. Its gradient is 2 * strength * w.
 
-    With SGD it equals ``weight_decay=strength``, which costs nothing: prefer it. With Adam the two differ: the
+    With SGD it equals ``weight_decay=2 * strength``, which costs nothing: prefer it. With Adam the two differ: the
     penalty passes through the moments (``Adam(weight_decay=)``), AdamW's decay does not (Loshchilov and Hutter,
     arXiv:1711.05101). Arguments and errors are those of ``l1_penalty``.
     """
-    return 0.5 * _penalty("l2_penalty", parameters, strength, torch.square)
+    return _penalty("l2_penalty", parameters, strength, torch.square)
 
 
 def _penalty(

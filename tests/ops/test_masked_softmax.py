@@ -183,3 +183,15 @@ def test_low_precision_is_no_worse_than_twice_the_naive(dtype):
     naive = torch.softmax(naive.masked_fill(j > i, -math.inf), dim=-1).double().numpy()
     got, _ = ops.masked_softmax(problems.array(scores, dtype), **options)
     assert np.abs(wide(got) - out).max() <= 2 * np.abs(naive - out).max()
+
+
+def test_causal_weights_by_hand():
+    # The example of "Introduction to training": the upper triangle goes, and each row is divided by what is left of it.
+    weights = np.array(
+        [[0.38, 0.32, 0.14, 0.16], [0.09, 0.37, 0.24, 0.30], [0.49, 0.09, 0.04, 0.38], [0.51, 0.25, 0.06, 0.18]]
+    )
+    got, _ = ops.masked_softmax(np.log(weights), causal=True)
+    expected = np.tril(weights) / np.tril(weights).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(got, expected, rtol=8 * np.finfo(np.float64).eps)
+    printed = [[1.00, 0, 0, 0], [0.20, 0.80, 0, 0], [0.79, 0.15, 0.06, 0], [0.51, 0.25, 0.06, 0.18]]
+    assert np.abs(got - printed).max() < 0.01  # the page rounds to two digits, twice

@@ -250,3 +250,14 @@ def test_clip_coefficient_of_a_norm_that_is_not_finite():
 def test_clip_by_value():
     clipped = reference.clip_by_value([np.array([-3.0, -0.5, 0.5, 3.0, math.inf, math.nan])], 1.0)
     np.testing.assert_array_equal(clipped[0], [-1.0, -0.5, 0.5, 1.0, 1.0, math.nan])
+
+
+def test_accumulated_gradients_of_rmsprop_and_adagrad():
+    # For a constant gradient: (1 - rho^k) g^2 against k g^2.
+    rho, g, steps = 0.9, np.array([0.5, -2.0]), 7
+    p, zeros = np.zeros(2), np.zeros(2)
+    mean = total = zeros
+    for step in range(1, steps + 1):
+        mean = reference.rmsprop(p, g, mean, step=step, alpha=rho)[1]
+        total = reference.adagrad(p, g, total, step=step)[1]
+    np.testing.assert_allclose(mean, (1 - rho**steps) / steps * total, rtol=1e-14)

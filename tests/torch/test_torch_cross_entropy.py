@@ -164,3 +164,13 @@ def test_module_is_torchs():
     assert torch.equal(CrossEntropyLoss(**options)(x, target), nn.CrossEntropyLoss(**options)(x, target))
     with pytest.raises(ValueError, match="CrossEntropyLoss: z_loss: expected a finite number >= 0, got -1"):
         CrossEntropyLoss(z_loss=-1)
+
+
+def test_the_question_of_a_fine_tuning_example_has_no_gradient():
+    logits = draw(6, 5)
+    answer = torch.tensor([-100, -100, -100, 2, 0, 4])  # three tokens of question, three of answer
+    loss = F.cross_entropy(logits, answer)
+    torch.testing.assert_close(loss, nn.functional.cross_entropy(logits[3:], answer[3:]))
+    (slope,) = torch.autograd.grad(loss, logits)
+    assert not slope[:3].any()
+    assert slope[3:].all()
