@@ -1,4 +1,4 @@
-"""LoRA: pretrain a small GPT on one text, then tune two thin matrices beside each weight of its attention on another."""
+"""LoRA: pretrain a small GPT on one text, then two thin matrices beside each weight of attention on another."""
 
 import argparse
 import itertools

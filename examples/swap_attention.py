@@ -32,7 +32,7 @@ torch.manual_seed(0)
 model = nn.ModuleList([Block(), Block()])
 head = nn.Linear(64, 1)
 optimizer = AdamW([*model.parameters(), *head.parameters()], lr=1e-3, max_grad_norm=1.0)
-for step in range(steps):
+for _ in range(steps):
     lengths = torch.randint(4, 33, (16,))
     x = torch.randn(16, 32, 64)
     y = torch.stack([row[:n, 0].mean() for row, n in zip(x, lengths, strict=True)])

@@ -14,7 +14,7 @@ model = torch.nn.Sequential(torch.nn.Linear(16, 64), torch.nn.Tanh(), torch.nn.L
 optimizer = AdamW(model.parameters(), lr=1e-2, weight_decay=0.01, max_grad_norm=1.0)
 scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
 
-for step in range(steps):
+for _ in range(steps):
     x = torch.randn(128, 16)
     loss = torch.nn.functional.mse_loss(model(x), x.sin().sum(dim=1, keepdim=True))
     optimizer.zero_grad()
