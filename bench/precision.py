@@ -35,7 +35,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], str]] = {
 def train(variant: str, seed: int, steps: int) -> list[tuple[int, float]]:
     """(step, validation loss) at each evaluation."""
     import torch
-    from fusestep.cli.train import EVAL_BATCHES, MAX_GRAD_NORM, Settings, make_optimizer, make_schedule
+    from fusestep.cli.settings import MAX_GRAD_NORM, Settings, make_optimizer, make_schedule
+    from fusestep.cli.train import EVAL_BATCHES
     from fusestep.data import RandomBatches, SequentialBatches, read_text, split_text
     from fusestep.models import GPT, GPTConfig
     from fusestep.training import StepMetrics, TrainConfig, Trainer

@@ -1,5 +1,6 @@
 #include "cuda/attention/attention.h"
 #include "cuda/backend.h"
+#include "cuda/cross_entropy.h"
 #include "cuda/devices.h"
 #include "cuda/dropout.h"
 #include "cuda/masked_softmax.h"
@@ -21,7 +22,7 @@ const Backend kBackend{
     .attention_backward = run_attention_backward,
     .masked_softmax_forward = run_masked_softmax_forward,
     .masked_softmax_backward = run_masked_softmax_backward,
-    .cross_entropy = nullptr,
+    .cross_entropy = run_cross_entropy,
 };
 
 }  // namespace

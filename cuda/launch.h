@@ -17,8 +17,8 @@ namespace fusestep::cuda {
 
 inline constexpr unsigned kWholeWarp = 0xffffffffu;
 
-// More has to be asked for before the launch.
-inline constexpr std::size_t kSharedBytesOfAnyKernel = 48 * 1024;
+// More has to be asked for before the launch: 48 KB, less what a kernel's own variables may take.
+inline constexpr std::size_t kSharedBytesOfAnyKernel = 44 * 1024;
 
 // The block's shared memory beside its variables, aligned to 1,024 bytes: what the swizzle of tiles counts from. A
 // launch asks for 1,024 bytes more than it needs.

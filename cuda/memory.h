@@ -33,6 +33,7 @@ class Session {
   Session& operator=(const Session&) = delete;
 
   cudaStream_t stream() const { return stream_; }
+  int device() const { return device_; }
   bool capturing() const { return capturing_; }
 
   // Where `content` lies on the device, for this session's kernels.

@@ -13,6 +13,15 @@ struct RowThreads {
 
   static __device__ __forceinline__ int index() { return static_cast<int>(threadIdx.x) % kThreads; }
 
+  // Until all are here, and see what the others wrote before.
+  static __device__ __forceinline__ void wait() {
+    if constexpr (kThreads > 32) {
+      __syncthreads();
+    } else {
+      __syncwarp();
+    }
+  }
+
   // `combine` of the values of all, in every thread; one order for all, so that all have the same bits.
   template <class T, class Combine>
   static __device__ __forceinline__ T over_all(T value, const Combine& combine) {

@@ -54,6 +54,7 @@ RULES = (
     Rule(r"::update<.*, false>\(", contains=(WIDE_LOAD, WIDE_STORE), registers=128),
     # A row is kept in registers, read once and written once.
     Rule(r"::softmax_(forward|backward)<.*KeptRow<", contains=(WIDE_LOAD, WIDE_STORE), registers=128),
+    Rule(r"::cross_entropy<", contains=(WIDE_LOAD, WIDE_STORE), registers=128),
     # Products on the tensor cores. More registers than these are given to them while they run (setmaxnreg).
     Rule(
         r"::attention_(forward|backward)<\S*Sm90",

@@ -4,11 +4,11 @@
 
 #include "backend/step_on_host.h"
 #include "cpu/attention.h"
+#include "cpu/cross_entropy.h"
 #include "cpu/kernel_table.h"
 #include "cpu/masked_softmax.h"
 #include "cpu/slices.h"
 #include "jobs/slices.h"
-#include "threads/threads.h"
 
 namespace fusestep {
 
@@ -53,10 +53,6 @@ void dropout(const DropoutJob& job, const Stream& /*stream*/) {
   for_each_slice(job.numel, [&](std::int64_t slice) { cpu_kernels().dropout(job, slice); });
 }
 
-void cross_entropy(const CrossEntropyJob& job, const Stream& /*stream*/) {
-  parallel_for(job.rows, [&](std::int64_t row) { cpu_kernels().cross_entropy(job, row); });
-}
-
 }  // namespace
 
 const Backend kCpuBackend{
@@ -71,7 +67,7 @@ const Backend kCpuBackend{
     .attention_backward = cpu_attention_backward,
     .masked_softmax_forward = cpu_masked_softmax_forward,
     .masked_softmax_backward = cpu_masked_softmax_backward,
-    .cross_entropy = cross_entropy,
+    .cross_entropy = cpu_cross_entropy,
 };
 
 }  // namespace fusestep

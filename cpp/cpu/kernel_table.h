@@ -90,7 +90,8 @@ struct CpuKernels {
   void (*softmax_grad_mask)(const SoftmaxBackwardJob&, std::int64_t mask_row);
 
   // One row of a cross-entropy and its gradient.
-  void (*cross_entropy)(const CrossEntropyJob&, std::int64_t row);
+  // Writes the gradient of a row, times `scale`.
+  CrossEntropyResult (*cross_entropy)(const CrossEntropyJob&, std::int64_t row, double scale);
 
   // The floor that benchmarks compare with: elements [begin, end) of every array are read, those of the first
   // `num_written` are written back, with one fma each.

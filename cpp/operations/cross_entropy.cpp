@@ -1,6 +1,5 @@
 #include "operations/cross_entropy.h"
 
-#include <limits>
 #include <string>
 
 #include "backend/dispatch.h"
@@ -13,23 +12,14 @@ namespace fusestep {
 
 namespace {
 
-void store(const TensorView& view, std::int64_t i, double value) {
-  const std::int64_t at = view.ndim == 0 ? 0 : i * stride_of(view, 0);
-  if (view.dtype == DType::float64) {
-    static_cast<double*>(view.data)[at] = value;
-  } else {
-    static_cast<float*>(view.data)[at] = static_cast<float>(value);
-  }
-}
-
 MatrixTensor matrix(const TensorView& view) { return {view.data, stride_of(view, 0), stride_of(view, 1)}; }
+VectorTensor vector(const TensorView& view) { return {view.data, view.ndim == 0 ? 0 : stride_of(view, 0)}; }
 
 }  // namespace
 
 CrossEntropyPlan::CrossEntropyPlan(const char* operation, const TensorView& logits, const TensorView& labels,
                                    const TensorView& loss, const TensorView& lse, const TensorView* grad,
-                                   const CrossEntropyOptions& options)
-    : loss_(loss), lse_(lse), reduction_(options.reduction) {
+                                   const CrossEntropyOptions& options) {
   const Argument logits_argument{operation, "logits"};
   const Argument labels_argument{operation, "labels"};
   const Argument loss_argument{operation, "loss"};
@@ -38,10 +28,6 @@ CrossEntropyPlan::CrossEntropyPlan(const char* operation, const TensorView& logi
   if (logits.ndim != 2) refuse_value(logits_argument, "2 dimensions (rows, classes)", describe_shape(logits));
   if (logits.shape[1] == 0) refuse_value(logits_argument, "at least one class", describe_shape(logits));
   backend_ = &backend_for(logits.device, logits_argument);
-  if (backend_->cross_entropy == nullptr) {
-    refuse_value(logits_argument, "an array in CPU memory", "one on a CUDA device",
-                 "fusestep.nn.functional.cross_entropy takes tensors on every device.");
-  }
   check_dtype(labels, DType::int64, labels_argument);
   check_device(labels, logits.device, labels_argument, "logits");
   check_shape(labels, {logits.shape[0]}, labels_argument);
@@ -84,42 +70,23 @@ CrossEntropyPlan::CrossEntropyPlan(const char* operation, const TensorView& logi
   job_.ignore_index = options.ignore_index;
   job_.label_smoothing = options.label_smoothing;
   job_.z_loss = options.z_loss;
-  counted_ = count_labels(labels_argument);
-  job_.grad_scale = reduction_ == Reduction::mean && counted_ > 0 ? 1 / static_cast<double>(counted_) : 1;
+  job_.reduction = options.reduction;
+  job_.loss = vector(loss);
+  job_.lse = vector(lse);
+  if (!backend_->defers) check_labels(labels_argument);
 }
 
-std::int64_t CrossEntropyPlan::count_labels(const Argument& argument) const {
-  std::int64_t counted = 0;
+void CrossEntropyPlan::check_labels(const Argument& argument) const {
   for (std::int64_t row = 0; row < job_.rows; ++row) {
     const std::int64_t label = job_.labels[row * job_.label_stride];
-    if (label == job_.ignore_index) continue;
-    if (label < 0 || label >= job_.classes) {
-      refuse_value({argument.operation, argument.name, row},
-                   "a class from 0 to " + std::to_string(job_.classes - 1) +
-                       ", or ignore_index = " + std::to_string(job_.ignore_index),
-                   std::to_string(label));
-    }
-    ++counted;
+    if (label == job_.ignore_index || (label >= 0 && label < job_.classes)) continue;
+    refuse_value({argument.operation, argument.name, row},
+                 "a class from 0 to " + std::to_string(job_.classes - 1) +
+                     ", or ignore_index = " + std::to_string(job_.ignore_index),
+                 std::to_string(label));
   }
-  return counted;
 }
 
-void CrossEntropyPlan::run(const Stream& stream) {
-  std::vector<double> results(static_cast<std::size_t>(2 * job_.rows + 1));
-  job_.loss = results.data();
-  job_.lse = results.data() + job_.rows;
-  backend_->cross_entropy(job_, stream);
-  double total = 0;
-  for (std::int64_t row = 0; row < job_.rows; ++row) {
-    store(lse_, row, job_.lse[row]);
-    if (reduction_ == Reduction::none) store(loss_, row, job_.loss[row]);
-    total += job_.loss[row];
-  }
-  if (reduction_ == Reduction::none) return;
-  if (reduction_ == Reduction::mean) {
-    total = counted_ > 0 ? total / static_cast<double>(counted_) : std::numeric_limits<double>::quiet_NaN();
-  }
-  store(loss_, 0, total);
-}
+void CrossEntropyPlan::run(const Stream& stream) { backend_->cross_entropy(job_, stream); }
 
 }  // namespace fusestep

@@ -1,14 +1,10 @@
 // Cross-entropy with its gradient: what is asked for, checked, and run.
 #pragma once
 
-#include <vector>
-
 #include "backend/backend.h"
 #include "tensors/check.h"
 
 namespace fusestep {
-
-enum class Reduction { none, mean, sum };
 
 struct CrossEntropyOptions {
   std::int64_t ignore_index = -100;
@@ -26,15 +22,10 @@ class CrossEntropyPlan {
   void run(const Stream& stream);
 
  private:
-  // How many labels are not ignored. Refuses those that are no class.
-  std::int64_t count_labels(const Argument& argument) const;
+  void check_labels(const Argument& argument) const;
 
   const Backend* backend_;
   CrossEntropyJob job_{};
-  TensorView loss_;
-  TensorView lse_;
-  Reduction reduction_;
-  std::int64_t counted_ = 0;
 };
 
 }  // namespace fusestep

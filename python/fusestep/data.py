@@ -66,6 +66,8 @@ class RandomBatches:
     rank, processes: of several processes that train together, each makes its own share of every batch: rows rank,
     rank + processes, ... of it. Each needs a ``generator`` of the same state.
 
+    ``indices``, int64 (batch_size,), says where in ``data`` the windows of the last batch began.
+
     All randomness comes from ``generator``, and ``state_dict`` / ``load_state_dict`` continue in the middle
     of an epoch: the next iteration gives exactly the batches that would have come.
     """
@@ -107,6 +109,7 @@ class RandomBatches:
         order = torch.randperm(self.windows, generator=self.generator)
         self._starts = offset + order * self.context
         self._position = 0
+        self.indices = self._starts[:0]
 
     def __len__(self) -> int:
         """Steps an epoch."""
@@ -118,7 +121,8 @@ class RandomBatches:
         while self._position < len(self):
             first = self._position * self.batch_size
             self._position += 1  # before the batch leaves, so that a state taken while it is in use is after it
-            yield _cut(self.data, self._starts[first : first + self.batch_size][self._share], self.context)
+            self.indices = self._starts[first : first + self.batch_size][self._share]
+            yield _cut(self.data, self.indices, self.context)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the iteration stands: everything that ``load_state_dict`` needs, for ``torch.save``."""

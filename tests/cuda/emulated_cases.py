@@ -11,6 +11,7 @@ import math
 import attention_cases
 import attention_runs
 import cases
+import cross_entropy_runs
 import emulated_cuda
 import fusestep.optim
 import numpy as np
@@ -306,6 +307,37 @@ def test_the_memory_of_a_graph_goes_with_it():
             emulation.emulation_end_capture_and_destroy_graph()
         optimizer.step()
         assert emulation.emulation_live_allocations() == before
+
+
+# --- cross-entropy ---------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("dtype", attention_runs.DTYPES)
+@pytest.mark.parametrize("row_bytes", [1800, 8000, 36_000, 110_000], ids=["warp", "block", "kept", "not kept"])
+def test_rows_of_every_length(row_bytes, dtype):
+    """Odd numbers of classes: each row begins elsewhere in its first 16 bytes. Over the logits, and beside them."""
+    itemsize = {"float64": 8, "float32": 4}.get(dtype, 2)
+    classes = row_bytes // itemsize | 1
+    logits, labels = cross_entropy_runs.draw(3, classes, dtype)
+    cross_entropy_runs.assert_as_reference(logits, labels, dtype, label_smoothing=0.1)
+    beside = problems.array(np.zeros(logits.shape), dtype)
+    array = problems.array(logits, dtype)
+    loss, lse = ops.cross_entropy(array, labels, grad=beside)
+    over = ops.cross_entropy(array, labels, grad=array)
+    for got, want in zip((*over, array), (loss, lse, beside), strict=True):
+        problems.assert_same_bits(attention_runs.wide(got), attention_runs.wide(want))
+
+
+@pytest.mark.parametrize("label", [-1, 50, 2**40])
+@pytest.mark.parametrize("classes", [50, 3000])
+def test_a_label_that_the_host_does_not_see_makes_nan(label, classes):
+    label = classes if label == 50 else label
+    logits, labels = cross_entropy_runs.draw(3, classes)
+    labels[1] = label
+    grad = np.zeros(logits.shape, np.float32)
+    loss, lse = ops.cross_entropy(logits.astype(np.float32), labels, grad=grad, reduction="none")
+    assert np.isnan(loss).tolist() == [False, True, False]
+    assert np.isnan(grad).all(axis=1).tolist() == [False, True, False]
+    assert np.isfinite(lse).all()
+    assert np.isfinite(grad[[0, 2]]).all()
 
 
 # --- attention -------------------------------------------------------------------------------------------------------

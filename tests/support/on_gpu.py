@@ -30,8 +30,8 @@ def whole_memory(array):
 class Trip:
     """The arrays of one call. Equal memory goes to equal memory, so that overlaps stay what they are."""
 
-    def __init__(self, lengths_go):
-        self.lengths_go = lengths_go
+    def __init__(self, integers_go):
+        self.integers_go = integers_go
         self.memory = {}  # address: (bytes here, bytes there)
 
     def there(self, address, make_bytes):
@@ -54,7 +54,7 @@ class Trip:
         import torch
 
         if isinstance(value, np.ndarray):
-            if value.dtype.kind == "i" and not self.lengths_go:
+            if value.dtype.kind == "i" and not self.integers_go:
                 return value
             if any(stride < 0 for stride in value.strides) or not value.flags.writeable:
                 pytest.skip("torch has no negative strides and no read-only memory")
@@ -65,7 +65,7 @@ class Trip:
             return self.view(there, as_torch.dtype, offset, as_torch.shape, as_torch.stride())
         if isinstance(value, torch.Tensor):
             is_integer = value.dtype in (torch.int32, torch.int64)
-            if value.device.type != "cpu" or value.layout != torch.strided or (is_integer and not self.lengths_go):
+            if value.device.type != "cpu" or value.layout != torch.strided or (is_integer and not self.integers_go):
                 return value
             storage = value.untyped_storage()
             there = self.there(storage.data_ptr(), lambda: torch.empty(0, dtype=torch.uint8).set_(storage))
@@ -90,17 +90,18 @@ def home(result):
 
 
 def on_device(function):
-    # The masked softmax reads its lengths in CPU memory.
-    lengths_go = LENGTHS == "device" and "attention" in function.__name__
+    # The masked softmax reads its lengths in CPU memory, cross-entropy its labels on the device.
+    name = function.__name__
+    integers_go = name == "cross_entropy" or (LENGTHS == "device" and "attention" in name)
 
     @functools.wraps(function)
     def call(*arguments):
-        trip = Trip(lengths_go)
-        if function.__name__ == "optimizer_step":
-            operation, name, groups, *rest = arguments
+        trip = Trip(integers_go)
+        if name == "optimizer_step":
+            operation, optimizer, groups, *rest = arguments
             # The options, the step counts and the positions of a group stay.
             moved = [(g[0], *trip.go(tuple(g[1:4])), g[4], trip.go(g[5]), g[6]) for g in groups]
-            arguments = (operation, name, moved, *rest)
+            arguments = (operation, optimizer, moved, *rest)
         else:
             arguments = trip.go(arguments)
         try:
@@ -123,6 +124,7 @@ def pytest_configure(config):
         "clip_grad_value_",
         "dropout",
         "dropout_add",
+        "cross_entropy",
         "masked_softmax_forward",
         "masked_softmax_backward",
         "attention",

@@ -51,29 +51,25 @@ class CrossEntropyRow {
   static constexpr T kInfinity = std::numeric_limits<T>::infinity();
 
  public:
-  CrossEntropyRow(const CrossEntropyJob& job, std::int64_t row)
+  CrossEntropyRow(const CrossEntropyJob& job, std::int64_t row, double scale)
       : job_(job),
         row_(row),
+        scale_(scale),
         logits_(static_cast<const S*>(job.logits.data) + row * job.logits.row),
         grad_(job.grad.data == nullptr ? nullptr : static_cast<S*>(job.grad.data) + row * job.grad.row) {}
 
-  void run() {
+  CrossEntropyResult run() {
     const std::int64_t label = job_.labels[row_ * job_.label_stride];
     if (label == job_.ignore_index) {
-      job_.loss[row_] = job_.lse[row_] = 0;
       for (std::int64_t i = 0; grad_ != nullptr && i < job_.classes; ++i) grad_[i * job_.grad.column] = S{};
-      return;
+      return {0, 0};
     }
     const RowSums<T> sums = sum_up();
     const T of_label = widen<T>(logits_[label * job_.logits.column]);
     const double lse = static_cast<double>(sums.highest) + std::log(sums.exponentials);
-    const double smoothing = job_.label_smoothing;
-    double loss = (1 - smoothing) * (lse - static_cast<double>(of_label));
-    if (smoothing != 0) loss += smoothing * (lse - sums.logits / static_cast<double>(job_.classes));
-    if (job_.z_loss != 0) loss += job_.z_loss * lse * lse;
-    job_.loss[row_] = loss;
-    job_.lse[row_] = lse;
     if (grad_ != nullptr) write_gradient(sums, lse, label, of_label);
+    const double mean = sums.logits / static_cast<double>(job_.classes);
+    return {cross_entropy_loss(job_, lse, static_cast<double>(of_label), mean), lse};
   }
 
  private:
@@ -137,14 +133,10 @@ class CrossEntropyRow {
     return lanes[0];
   }
 
-  // The gradient of a logit is factor * exp(logit - highest) - smoothed, and `hit` less for that of the label.
   void write_gradient(const RowSums<T>& sums, double lse, std::int64_t label, T of_label) {
-    const double scale = job_.grad_scale;
-    const auto factor = static_cast<T>(scale * (1 + 2 * job_.z_loss * lse) / sums.exponentials);
-    const auto smoothed = static_cast<T>(scale * job_.label_smoothing / static_cast<double>(job_.classes));
-    const auto hit = static_cast<T>(scale * (1 - job_.label_smoothing));
+    const CrossEntropyGradient<T> of(job_, scale_, lse, sums.exponentials);
     const V highest(sums.highest);
-    const auto gradient = [&](V x) { return fma(exponential(x, highest), V(factor), V(-smoothed)); };
+    const auto gradient = [&](V x) { return fma(exponential(x, highest), V(of.factor), V(-of.smoothed)); };
     for_each_group(0, job_.classes, -kInfinity, [&](std::int64_t i, const V(&x)[kVectors]) {
       if (job_.grad.column == 1 && i + kLanes <= job_.classes) {
         for (int v = 0; v < kVectors; ++v) gradient(x[v]).store(grad_ + i + v * V::kWidth);
@@ -156,19 +148,22 @@ class CrossEntropyRow {
       for (std::int64_t k = 0; k < count; ++k) narrow(lanes[k], grad_[(i + k) * job_.grad.column]);
     });
     const T power = fusestep::exp2<T>((of_label - sums.highest) * static_cast<T>(kLog2E));
-    narrow(fusestep::fma(power, factor, -smoothed) - hit, grad_[label * job_.grad.column]);
+    narrow(fusestep::fma(power, of.factor, -of.smoothed) - of.hit, grad_[label * job_.grad.column]);
   }
 
   const CrossEntropyJob& job_;
   const std::int64_t row_;
+  const double scale_;
   const S* const logits_;
   S* const grad_;
 };
 
-void cross_entropy(const CrossEntropyJob& job, std::int64_t row) {
+CrossEntropyResult cross_entropy(const CrossEntropyJob& job, std::int64_t row, double scale) {
+  CrossEntropyResult result{};
   with_elements(job.logits.data, job.dtype, 0, [&]<class S>(const S*) {
-    CrossEntropyRow<std::conditional_t<sizeof(S) == 8, double, float>, S>(job, row).run();
+    result = CrossEntropyRow<std::conditional_t<sizeof(S) == 8, double, float>, S>(job, row, scale).run();
   });
+  return result;
 }
 
 }  // namespace

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 import fusestep
-from fusestep.cli import info, report, train
+from fusestep.cli import diagnose, info, report, train
 from fusestep.cli.errors import UserError
 
 
@@ -24,9 +24,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(bench.main(arguments[1:]) or 0)
     parser = argparse.ArgumentParser(prog="fusestep", description=fusestep.__doc__)
     parser.add_argument("--version", action="version", version=f"fusestep {fusestep.__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="train | report | bench | info")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="train | report | diagnose | bench | info")
     train.add_parser(commands)
     report.add_parser(commands)
+    diagnose.add_parser(commands)
     commands.add_parser("bench", help="measure against what is installed (fusestep bench --help)")
     info.add_parser(commands)
     options = parser.parse_args(arguments)

@@ -9,84 +9,45 @@ import importlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import fusestep
-from fusestep import _machine, schedules
-from fusestep._refusal import check_choice, check_integer, check_number, refuse
+from fusestep import _machine
+from fusestep._refusal import refuse
 from fusestep.cli.errors import UserError, as_user_errors
+from fusestep.cli.settings import (
+    KERNELS,
+    MAX_GRAD_NORM,
+    ON_NONFINITE,
+    PRECISIONS,
+    QUICK,
+    RATES,
+    SCHEDULES,
+    Settings,
+    find_device,
+    flag,
+    make_model,
+    make_optimizer,
+    make_schedule,
+    precision_options,
+    read_config,
+)
 
 if TYPE_CHECKING:  # torch is imported when a run starts, so that --help and other commands are quick
-    import torch
-
     from fusestep.models import GPT
-    from fusestep.optim import FusedOptimizer
     from fusestep.training import StepMetrics
     from fusestep.training.processes import Processes
 
-# The rate at which each optimizer trains this model well; a rate is not portable between them.
-RATES = {"adamw": 2e-3, "adam": 2e-3, "rmsprop": 1e-3, "adagrad": 1e-2, "sgd": 0.03}
-SCHEDULES = ("cosine", "linear", "exponential", "inverse-sqrt", "constant")
-KERNELS = ("fusestep", "torch")
-PRECISIONS = ("fp32", "bf16", "bf16-autocast")  # as fusestep.training has them, whose import takes torch's
 RESUMABLE = {"text", "steps", "eval_every", "device", "shard"}  # what may change when a run is resumed
 EVAL_BATCHES = 25  # at most, of the validation text: all of the default one
-MAX_GRAD_NORM, WEIGHT_DECAY = 1.0, 0.1
 PROMPT_BYTES, SAMPLE_BYTES, TEMPERATURE = 32, 400, 0.8
-
-
-def _flag(field: str) -> str:
-    return "--" + field.replace("_", "-")
 
 
 def _choices(known: Iterable[str]) -> str:
     """As argparse shows choices; ``Settings`` refuses others, and names the nearest one."""
     return "{" + ",".join(known) + "}"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """A run, as ``config.json`` keeps it. The command's options set these fields."""
-
-    text: tuple[str, ...] = ()  # files; none: Python's help topics
-    steps: int = 600  # updates
-    batch_size: int = 16  # sequences a batch
-    context: int = 128  # bytes a sequence
-    lr: float | None = None  # peak rate; None: RATES of the optimizer
-    schedule: str = "cosine"  # one of SCHEDULES
-    dropout: float = 0.1
-    seed: int = 1337  # of the weights, the batches and the dropout
-    optimizer: str = "adamw"  # one of RATES
-    accumulate: int = 1  # batches an update
-    eval_every: int = 100  # updates between evaluations
-    device: str = "cpu"
-    precision: str = "fp32"  # one of PRECISIONS
-    kernels: str = "fusestep"  # one of KERNELS: whose attention and dropout
-    shard: bool = False  # of several processes each keeps a part of the parameters and moments (FSDP2)
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "context", "accumulate", "eval_every"):
-            check_integer("train", _flag(name), getattr(self, name), 1)
-        choices = {"schedule": SCHEDULES, "optimizer": RATES, "precision": PRECISIONS, "kernels": KERNELS}
-        for name, known in choices.items():
-            check_choice("train", _flag(name), getattr(self, name), known)
-        check_integer("train", "--seed", self.seed, 0)
-        check_number("train", "--dropout", self.dropout, 0.0, 1.0)
-        if self.lr is not None:
-            check_number("train", "--lr", self.lr, 0.0, exclusive=True)
-
-    @property
-    def peak_lr(self) -> float:
-        return RATES[self.optimizer] if self.lr is None else self.lr
-
-    @property
-    def warmup_steps(self) -> int:
-        return self.steps // 10
-
-
-QUICK = Settings(steps=100, batch_size=8, eval_every=25)
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -124,6 +85,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--precision",
         f"of parameters and arithmetic (default: {normal.precision}); bf16 rounds updates stochastically",
         metavar=_choices(PRECISIONS),
+    )
+    option(
+        "--on-nonfinite",
+        f"an update whose loss is infinite or NaN ends the run or is skipped (default: {normal.on_nonfinite})",
+        metavar=_choices(ON_NONFINITE),
     )
     option("--device", f"where to train (default: {normal.device})")
     option("--kernels", f"whose attention and dropout (default: {normal.kernels})", metavar=_choices(KERNELS))
@@ -166,7 +132,6 @@ def _train(options: argparse.Namespace, processes: Processes) -> int:
     import tqdm  # type: ignore[import-untyped]
 
     from fusestep.data import RandomBatches, SequentialBatches, read_text, split_text, unigram_loss
-    from fusestep.models import GPT, GPTConfig
     from fusestep.training import CheckpointError, TrainConfig, Trainer, TrainingDiverged
     from fusestep.training.processes import ProcessError
     from fusestep.training.rundir import RunDir
@@ -176,17 +141,13 @@ def _train(options: argparse.Namespace, processes: Processes) -> int:
     resume_from = None if options.resume is None else Path(options.resume or run_dir.to_resume)
     with as_user_errors(ValueError, OSError, ProcessError), processes.together():
         settings, saved = _settings(options, run_dir.config)
-        device = _device(settings.device)
-        torch.manual_seed(settings.seed)
-        shape = GPTConfig(context=settings.context, dropout=settings.dropout, kernels=settings.kernels)
-        model = GPT(shape).to(device, torch.bfloat16 if settings.precision == "bf16" else torch.float32)
+        device = find_device(settings.device, "train")
+        model = make_model(settings, device)
         if settings.shard and processes.count == 1:
             refuse("train", "--shard", "several processes", "one", "Start it with torchrun --nproc-per-node N.")
         if settings.shard:
             shard(model)
-        # A bf16 parameter loses the updates below 1/256 of it, unless they are rounded stochastically.
-        rounding = {"rounding": "stochastic", "seed": settings.seed} if settings.precision == "bf16" else {}
-        optimizer = make_optimizer(settings, model, **rounding)
+        optimizer = make_optimizer(settings, model, **precision_options(settings))
         # Before anything is read or printed.
         with _naming_the_device(settings):
             model.check_kernels()
@@ -220,6 +181,7 @@ def _train(options: argparse.Namespace, processes: Processes) -> int:
                 clip_start=settings.warmup_steps,
                 eval_every=settings.eval_every,
                 eval_batches=EVAL_BATCHES,
+                on_nonfinite=settings.on_nonfinite,
                 run_dir=run_dir.path,
                 baseline_loss=baseline,
             ),
@@ -276,34 +238,11 @@ def _settings(options: argparse.Namespace, config: Path) -> tuple[Settings, dict
         given["text"] = tuple(given["text"])
     if options.resume is None:
         return replace(QUICK if options.quick else Settings(), **given), None
-    try:
-        saved = json.loads(config.read_text(encoding="utf-8"))
-        before = Settings(**{**saved["settings"], "text": tuple(saved["settings"]["text"])})
-    except FileNotFoundError:
-        raise UserError(f"train: --resume: there is no run in '{config.parent}' ({config.name} is missing)") from None
-    except (OSError, ValueError, KeyError, TypeError) as problem:
-        raise UserError(f"train: --resume: cannot use '{config}': {problem}") from problem
+    before, saved = read_config(config, "train: --resume")
     for name, value in given.items():
         if name not in RESUMABLE and value != getattr(before, name):
-            raise UserError(
-                f"train: {_flag(name)}: expected {getattr(before, name)} as the run began with, got {value}"
-            )
+            raise UserError(f"train: {flag(name)}: expected {getattr(before, name)} as the run began with, got {value}")
     return replace(before, **given), saved
-
-
-def _device(name: str) -> torch.device:
-    import torch
-
-    usable = ["cpu"]
-    if fusestep.info()["cuda_architectures"] and torch.cuda.is_available():
-        usable += ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-    if name not in usable:
-        remedy = "This machine, this torch or this build of fusestep has no other."
-        refuse("train", "--device", " or ".join(usable), name, remedy)
-    if name == "cuda" and "LOCAL_RANK" in os.environ:  # a device for each of torchrun's processes
-        name = f"cuda:{os.environ['LOCAL_RANK']}"
-        torch.cuda.set_device(name)
-    return torch.device(name)
 
 
 @contextlib.contextmanager
@@ -314,44 +253,6 @@ def _naming_the_device(settings: Settings) -> Iterator[None]:
     except (TypeError, ValueError) as refusal:
         remedy = " --kernels torch trains there." if settings.kernels != "torch" else ""
         raise UserError(f"train: --device: {settings.device} cannot train this model. {refusal}{remedy}") from refusal
-
-
-def make_optimizer(settings: Settings, model: torch.nn.Module, **precision: Any) -> FusedOptimizer:
-    """precision: see ``fusestep.optim.options.Precision``."""
-    from fusestep import optim
-
-    parameters = list(model.parameters())
-    options: Any = {"lr": settings.peak_lr, **precision}
-    if settings.optimizer == "adamw":
-        # Decay the matrices alone: biases and the scales of the norms have nothing to gain from being small.
-        groups = [
-            {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": WEIGHT_DECAY},
-            {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-        ]
-        return optim.AdamW(groups, **options)
-    if settings.optimizer == "sgd":
-        return optim.SGD(parameters, **options, momentum=0.9, nesterov=True)
-    if settings.optimizer == "rmsprop":
-        return optim.RMSprop(parameters, **options)
-    if settings.optimizer == "adagrad":
-        return optim.Adagrad(parameters, **options)
-    return optim.Adam(parameters, **options)
-
-
-def make_schedule(settings: Settings) -> schedules.Schedule:
-    peak, warmup = settings.peak_lr, settings.warmup_steps
-    initial = peak / 100
-    match settings.schedule:
-        case "cosine":
-            return schedules.WarmupCosine(peak, warmup, settings.steps, initial_lr=initial, min_lr=0.1 * initial)
-        case "linear":
-            return schedules.LinearWarmup(peak, warmup, initial_lr=initial)
-        case "exponential":
-            return schedules.ExponentialWarmup(peak, warmup, initial_lr=initial)
-        case "inverse-sqrt":
-            return schedules.InverseSqrt.from_peak(peak, max(1, warmup))
-        case _:
-            return schedules.Constant(peak)
 
 
 def _sample(model: GPT, prompt: bytes, seed: int) -> str:

@@ -364,13 +364,15 @@ def cross_entropy(
 ) -> Tensor:
     """`torch.nn.functional.cross_entropy`, with the gradient made in the forward pass, beside the loss.
 
-    The kernel takes class indices of (N, C) logits in CPU memory without class weights. All else (probabilities as
-    targets, weights, more dimensions, CUDA, torch.compile, transforms) is done by torch's operations in float32.
+    The kernel takes class indices of (N, C) logits without class weights, in CPU memory and, where fusestep was built
+    with CUDA, on a device. All else (probabilities as targets, weights, more dimensions, other devices, torch.compile,
+    transforms) is done by torch's operations in float32.
 
     Args:
         input: (C,), (N, C) or (N, C, d1, ...): float32, float64, bfloat16 or float16. Arithmetic is in float32 (float64
             for float64).
-        target: int64 class indices, or probabilities of the shape of input.
+        target: int64 class indices, or probabilities of the shape of input. A class that does not exist is refused in
+            CPU memory; on a device, where the host does not wait to look, its loss and its row of the gradient are NaN.
         weight, ignore_index, reduction, label_smoothing: as torch's.
         z_loss: this times the squared log-sum-exp is added to the loss of each row that is not ignored (PaLM, 2022).
             With class weights, its mean is over rows all the same.
@@ -382,11 +384,12 @@ def cross_entropy(
 
     Raises:
         TypeError, ValueError, IndexError: an argument that cannot be taken; nothing has been written then.
-        RuntimeError: a leaf to be overwritten; double backward through the kernel.
+        RuntimeError: a leaf to be overwritten; double backward through the kernel; on a CUDA device a second backward
+            pass (``retain_graph=True``), as the first has scaled the gradient in place.
     """
     rule = (ignore_index, label_smoothing, z_loss, reduction)
-    plain = input.dim() == 2 and input.device.type == "cpu" and weight is None and target.dtype == torch.int64
-    if plain and _ops.runs_eagerly((input, target)):
+    plain = input.dim() == 2 and weight is None and target.dtype == torch.int64
+    if plain and _ops.has_cross_entropy_kernel(input.device) and _ops.runs_eagerly((input, target)):
         kept = input if input._base is None else input._base  # the tensor whose memory it is
         if overwrite_logits and torch.is_grad_enabled() and kept.is_leaf and kept.requires_grad:
             refuse("cross_entropy", "input", "a tensor that may be changed in place", "a leaf or a view of one",

@@ -13,6 +13,7 @@ from fusestep._refusal import check_choice, check_integer, check_number
 # The dtype of the parameters, in which all is computed; but under "bf16-autocast" (torch.autocast) the matrix products
 # and attention take bfloat16.
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "bf16-autocast": torch.float32}
+ON_NONFINITE = ("raise", "skip")
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class TrainConfig:
 
     max_steps: int  # updates of the whole run, those before a resume included; >= 1
     accumulate: int = 1  # batches whose gradients are averaged into one update; >= 1
+    on_nonfinite: str = "raise"  # one of ON_NONFINITE, for an update whose loss is infinite or NaN: see Trainer.fit
     precision: str | None = None  # one of PRECISIONS; None: that of the model's parameters, without autocast
     max_grad_norm: float | None = None  # ceiling of the gradient's norm, > 0; None: what the optimizer itself has
     clip_start: int = 0  # the first update (counted from 0) that is clipped; the warm-up's length: clip after it
@@ -41,6 +43,7 @@ class TrainConfig:
             check_integer("TrainConfig", name, getattr(self, name), 1)
         if self.precision is not None:
             check_choice("TrainConfig", "precision", self.precision, PRECISIONS)
+        check_choice("TrainConfig", "on_nonfinite", self.on_nonfinite, ON_NONFINITE)
         check_integer("TrainConfig", "clip_start", self.clip_start, 0)
         if self.eval_batches is not None:
             check_integer("TrainConfig", "eval_batches", self.eval_batches, 1)

@@ -19,7 +19,7 @@ from fusestep._refusal import refuse
 from fusestep.losses import cross_entropy
 from fusestep.optim import FusedOptimizer
 from fusestep.schedules import Schedule
-from fusestep.training import checkpoint, sharding
+from fusestep.training import checkpoint, nonfinite, sharding
 from fusestep.training.config import PRECISIONS, TrainConfig
 from fusestep.training.interrupt import DeferredInterrupt
 from fusestep.training.metrics import MetricsFile, StepMetrics
@@ -29,11 +29,11 @@ from fusestep.training.progress import Progress
 from fusestep.training.rundir import RunDir
 
 Batches = Iterable[tuple[Tensor, Tensor]]
-NONFINITE_PATIENCE = 10  # updates in a row with an infinite or NaN loss: skipping them will not cure the run
+NONFINITE_PATIENCE = 10  # updates in a row with an infinite or NaN loss or norm: skipping them will not cure the run
 
 
 class TrainingDiverged(RuntimeError):
-    """The loss has become infinite or NaN and stayed so."""
+    """The loss or the gradient has become infinite or NaN."""
 
 
 class Trainer:
@@ -128,8 +128,11 @@ class Trainer:
         after the update in progress, writes a checkpoint if there is a ``run_dir``, and raises
         KeyboardInterrupt; a second Ctrl-C does not wait for that.
         Raises ValueError for a ``run_dir`` that holds another run, CheckpointError for a bad checkpoint,
-        TrainingDiverged when the loss or the gradient stays infinite or NaN. A checkpoint that cannot be written
-        (a full disk) is a warning.
+        TrainingDiverged when the loss is infinite or NaN; with ``on_nonfinite="skip"`` that update is left out, and it
+        is raised when loss or gradient stay so for ten updates. ``nonfinite.jsonl`` in the ``run_dir`` then has the
+        step, ``train_batches.indices`` of its batches where there are such, and the health of the gradient by layer.
+        (A gradient that is not finite under a finite loss is for ``on_nonfinite`` of the optimizer.)
+        A checkpoint that cannot be written (a full disk) is a warning.
         """
         config, processes, metrics, stop = self.config, self._processes, None, False
         with processes.together():
@@ -152,11 +155,15 @@ class Trainer:
             while self.step < config.max_steps and not stop:
                 processes.begin_step(self.step)
                 lr = self._set_rate()
-                loss, tokens = self._accumulate_gradients(stream)
-                grad_norm = self._update()
-                self.step += 1
-                losses, tokens, stops = processes.sum(loss, tokens, interrupt.requested)
+                seen, tokens = self._accumulate_gradients(stream)
+                losses, tokens, stops = processes.sum(_mean_loss(seen), tokens, interrupt.requested)
                 loss, stop = losses / processes.count, stops > 0
+                if math.isfinite(loss):
+                    grad_norm = self._update()
+                else:
+                    grad_norm = None
+                    self._write_down(seen, run_dir)
+                self.step += 1
                 self.tokens += int(tokens)
                 val_loss = None
                 if val_batches is not None and self._due(config.eval_every):
@@ -209,19 +216,21 @@ class Trainer:
             group["lr"] = lr
         return lr
 
-    def _accumulate_gradients(self, stream: Iterator[tuple[Tensor, Tensor]]) -> tuple[float, float]:
-        """The mean loss of ``accumulate`` batches, and their tokens; its gradient is left in the parameters."""
+    def _accumulate_gradients(
+        self, stream: Iterator[tuple[Tensor, Tensor, Tensor | None]]
+    ) -> tuple[list[nonfinite.SeenBatch], float]:
+        """``accumulate`` batches, and their tokens; the gradient of their mean loss is left in the parameters."""
         self.optimizer.zero_grad()
-        mean, tokens = 0.0, 0.0
+        seen, tokens = [], 0.0
         for left in reversed(range(self.config.accumulate)):
-            inputs, targets = next(stream)
+            inputs, targets, indices = next(stream)
             inputs, targets = inputs.to(self._device), targets.to(self._device)
             with accumulating(self._parallel, last=left == 0):
-                loss = self._loss(self._parallel, inputs, targets) / self.config.accumulate
-                loss.backward()  # type: ignore[no-untyped-call]
-            mean += float(loss.detach())
+                loss = self._loss(self._parallel, inputs, targets)
+                (loss / self.config.accumulate).backward()  # type: ignore[no-untyped-call]
+            seen.append(nonfinite.SeenBatch(float(loss.detach()), indices))
             tokens += inputs.numel()
-        return mean, tokens
+        return seen, tokens
 
     def _loss(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
         with self._autocast():
@@ -270,18 +279,25 @@ class Trainer:
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.config.max_steps
 
+    def _write_down(self, seen: list[nonfinite.SeenBatch], run_dir: RunDir | None) -> None:
+        description = nonfinite.describe(self.step + 1, seen, self.model, self._processes)
+        if run_dir and self._processes.first:
+            nonfinite.append(run_dir.nonfinite, description)
+
     def _check_finite(self, metrics: StepMetrics) -> None:
-        finite = math.isfinite(metrics.loss) and math.isfinite(metrics.grad_norm or 0.0)
-        self._nonfinite = 0 if finite else self._nonfinite + 1
-        if self._nonfinite >= NONFINITE_PATIENCE:
-            refuse(
-                "Trainer.fit",
-                "loss and gradient norm",
-                "finite numbers",
-                f"{metrics.loss} and {metrics.grad_norm} at step {self.step}, the {self._nonfinite}th such",
-                "Lower the rate, lengthen the warm-up or clip; see fusestep.diagnostics.",
-                TrainingDiverged,
-            )
+        finite_loss = math.isfinite(metrics.loss)
+        self._nonfinite = 0 if finite_loss and math.isfinite(metrics.grad_norm or 0.0) else self._nonfinite + 1
+        if self._nonfinite < NONFINITE_PATIENCE and (finite_loss or self.config.on_nonfinite == "skip"):
+            return
+        name, value = ("gradient norm", metrics.grad_norm) if finite_loss else ("loss", metrics.loss)
+        got = f"{value} at step {self.step}"
+        if self._nonfinite > 1:
+            got += f", the {self._nonfinite}th update in a row without finite numbers"
+        remedy = "Lower the rate, lengthen the warm-up or clip; see fusestep.diagnostics."
+        if not finite_loss and self.config.run_dir is not None:
+            path = RunDir(Path(self.config.run_dir)).nonfinite
+            remedy = f"'{path}' has its batches and its gradients by layer. {remedy}"
+        refuse("Trainer.fit", name, "a finite number", got, remedy, TrainingDiverged)
 
     def _open_run_dir(self, resume_from: str | Path | None) -> RunDir | None:
         if self.config.run_dir is None:
@@ -292,7 +308,7 @@ class Trainer:
         return run_dir
 
     def _save(self, directory: Path, train_batches: Batches) -> None:
-        if self.step == self._saved or self._nonfinite:
+        if self.step == self._saved or (self._nonfinite and self._diverged()):
             return  # a diverged model must not take the place of a good one
         self._saved = self.step
         progress = {
@@ -307,6 +323,11 @@ class Trainer:
             checkpoint.save(directory, self.model, self.optimizer, processes, progress, keep_last, writes=writes)
         except checkpoint.CheckpointError as problem:  # a full disk is no reason to lose the run
             warnings.warn(f"{problem}. Training goes on; the checkpoint before it stays.", stacklevel=3)
+
+    def _diverged(self) -> bool:
+        """Whether a parameter, in any process, is infinite or NaN."""
+        own = (p.to_local() if isinstance(p, DTensor) else p for p in self.model.parameters())
+        return self._processes.sum(sum(not p.isfinite().all() for p in own))[0] > 0
 
     def _resume(self, path: Path, train_batches: Batches) -> None:
         if not hasattr(train_batches, "load_state_dict"):
@@ -325,12 +346,17 @@ class Trainer:
         self._saved = self.step
 
 
-def _epoch_after_epoch(batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
+def _mean_loss(seen: list[nonfinite.SeenBatch]) -> float:
+    return sum(batch.loss for batch in seen) / len(seen)
+
+
+def _epoch_after_epoch(batches: Batches) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    """Batches, and which rows of the data each is made of, where the batches tell."""
     while True:
         empty = True
-        for batch in batches:
+        for inputs, targets in batches:
             empty = False
-            yield batch
+            yield inputs, targets, getattr(batches, "indices", None)
         if empty:
             refuse("Trainer.fit", "train_batches", "at least one batch an epoch", "none")
 

@@ -11,7 +11,7 @@ from fusestep.training import checkpoint, checkpoint_v1
 
 @dataclass(frozen=True)
 class RunDir:
-    """``config.json``, ``metrics.jsonl``, ``curves.png``, ``checkpoints`` and ``sample.txt`` under ``path``."""
+    """The files of a run under ``path``: what the trainer, ``fusestep train`` and ``fusestep diagnose`` write."""
 
     path: Path
 
@@ -43,6 +43,20 @@ class RunDir:
         return self.checkpoint_v1 if old else self.checkpoints
 
     @property
+    def nonfinite(self) -> Path:
+        """Updates whose loss was infinite or NaN: see ``fusestep.training.nonfinite``."""
+        return self.path / "nonfinite.jsonl"
+
+    @property
+    def diagnosis(self) -> Path:
+        """What ``fusestep diagnose`` found; its picture has the same name."""
+        return self.path / "diagnosis.json"
+
+    @property
+    def diagnosis_picture(self) -> Path:
+        return self.path / "diagnosis.png"
+
+    @property
     def sample(self) -> Path:
         return self.path / "sample.txt"
 
@@ -53,7 +67,16 @@ class RunDir:
         says how to go on.
         """
         old = self.checkpoint_v1
-        files = (self.metrics, self.curves, self.sample, old, checkpoint_v1.previous_path(old))
+        files = (
+            self.metrics,
+            self.curves,
+            self.nonfinite,
+            self.diagnosis,
+            self.diagnosis_picture,
+            self.sample,
+            old,
+            checkpoint_v1.previous_path(old),
+        )
         present = [file for file in (*files, self.checkpoints) if file.exists()]
         if present and not overwrite:
             refuse(

@@ -17,9 +17,15 @@ from .library import SingleLevelFunction, refuse_double_backward
 
 Rule = tuple[int, float, float, str]  # ignore_index, label_smoothing, z_loss, reduction
 
+_CUDA_IS_BUILT = bool(_core.info()["cuda_architectures"])
+
+
+def has_kernel(device: torch.device) -> bool:
+    return device.type == "cpu" or (device.type == "cuda" and _CUDA_IS_BUILT)
+
 
 def cross_entropy(operation: str, logits: Tensor, labels: Tensor, rule: Rule, overwrite_logits: bool) -> Tensor:
-    """Of logits (N, V) and labels (N,) in CPU memory, in code that simply runs."""
+    """Of logits (N, V) and labels (N,) on a device that has the kernel, in code that simply runs."""
     if logits.requires_grad and torch.is_grad_enabled():
         return _apply(operation, logits, labels, rule, overwrite_logits)
     return _run(operation, logits, labels, rule, None)
@@ -27,8 +33,8 @@ def cross_entropy(operation: str, logits: Tensor, labels: Tensor, rule: Rule, ov
 
 def _run(operation: str, logits: Tensor, labels: Tensor, rule: Rule, grad: Tensor | None) -> Tensor:
     wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    loss = torch.empty(logits.shape[:1] if rule[3] == "none" else (), dtype=wide)
-    lse = torch.empty(logits.shape[:1], dtype=wide)
+    loss = torch.empty(logits.shape[:1] if rule[3] == "none" else (), dtype=wide, device=logits.device)
+    lse = torch.empty(logits.shape[:1], dtype=wide, device=logits.device)
     _core.cross_entropy(operation, logits.detach(), labels, loss, lse, grad, *rule)
     return loss
 
@@ -36,8 +42,8 @@ def _run(operation: str, logits: Tensor, labels: Tensor, rule: Rule, grad: Tenso
 def loss_and_gradient(
     operation: str, logits: Tensor, labels: Tensor, rule: Rule, wants_gradient: bool
 ) -> tuple[Tensor, Tensor]:
-    """The loss and its gradient, of logits (N, V) that nothing else reads: on a CPU the gradient lies over them."""
-    if logits.device.type == "cpu":
+    """The loss and its gradient, of logits (N, V) that nothing else reads: the kernel writes the gradient over them."""
+    if has_kernel(logits.device):
         return _run(operation, logits, labels, rule, logits if wants_gradient else None), logits
     if not wants_gradient:
         return by_torch(logits, labels, rule), logits
@@ -79,7 +85,8 @@ class _Function(SingleLevelFunction):  # type: ignore[misc]  # torch's own is un
             grad = logits.detach()
         else:
             grad = torch.empty_like(logits)
-            _core.prefer_huge_pages(grad.data_ptr(), grad.nbytes)
+            if grad.device.type == "cpu":
+                _core.prefer_huge_pages(grad.data_ptr(), grad.nbytes)
         loss = _run(operation, logits, labels, rule, grad)
         if overwrite_logits:
             increment_version(logits)
@@ -91,6 +98,8 @@ class _Function(SingleLevelFunction):  # type: ignore[misc]  # torch's own is un
         if torch.is_grad_enabled():
             refuse_double_backward("cross_entropy")()
         (grad,) = ctx.saved_tensors
+        if grad.device.type == "cuda":  # to look at grad_loss would be to wait
+            return None, grad.mul_(grad_loss.to(grad.dtype).reshape(-1, 1)), None, None, None
         if grad_loss.dim() == 0 and grad_loss == 1:
             return None, grad, None, None, None
         return None, grad * grad_loss.to(grad.dtype).reshape(-1, 1), None, None, None
