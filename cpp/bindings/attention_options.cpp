@@ -16,7 +16,8 @@ Causal read_causal(py::handle value, const Argument& argument) {
   const std::string word = py::isinstance<py::str>(value) ? py::cast<std::string>(value) : "";
   if (word == "top_left") return Causal::top_left;
   if (word == "bottom_right") return Causal::bottom_right;
-  refuse_value(argument, "True, False, \"top_left\" or \"bottom_right\"", text_of(value));
+  refuse_value(argument, "True, False, \"top_left\" or \"bottom_right\"", text_of(value),
+               did_you_mean(value, {"top_left", "bottom_right"}));
 }
 
 void read_window(py::handle value, const Argument& argument, std::int64_t& left, std::int64_t& right) {

@@ -33,7 +33,8 @@ OnNonfinite read_on_nonfinite(const py::dict& given, const char* operation, bool
   if (word == "skip") return OnNonfinite::skip;
   if (word == "raise") return OnNonfinite::raise;
   if (word == "propagate") return OnNonfinite::propagate;
-  refuse_value({operation, "on_nonfinite"}, "\"skip\", \"raise\", \"propagate\" or None", text_of(value));
+  refuse_value({operation, "on_nonfinite"}, "\"skip\", \"raise\", \"propagate\" or None", text_of(value),
+               did_you_mean(value, {"skip", "raise", "propagate"}));
 }
 
 }  // namespace

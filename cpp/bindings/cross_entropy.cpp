@@ -16,7 +16,7 @@ Reduction read_reduction(py::handle value, const Argument& argument) {
   if (word == "none") return Reduction::none;
   if (word == "mean") return Reduction::mean;
   if (word == "sum") return Reduction::sum;
-  refuse_value(argument, "\"none\", \"mean\" or \"sum\"", text_of(value));
+  refuse_value(argument, "\"none\", \"mean\" or \"sum\"", text_of(value), did_you_mean(value, {"none", "mean", "sum"}));
 }
 
 void cross_entropy(const char* name, py::handle logits, py::handle labels, py::handle loss, py::handle lse,

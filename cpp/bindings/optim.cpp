@@ -96,7 +96,8 @@ GroupRounding read_rounding(const py::dict& options, const char* operation, std:
   } else if (!word.is_none()) {
     const std::string given = py::isinstance<py::str>(word) ? py::cast<std::string>(word) : "";
     if (given != "stochastic" && given != "kahan") {
-      refuse_value(argument, "None, \"stochastic\" or \"kahan\"", text_of(word));
+      refuse_value(argument, "None, \"stochastic\" or \"kahan\"", text_of(word),
+                   did_you_mean(word, {"stochastic", "kahan"}));
     }
     rounding.rounding = given == "kahan" ? Rounding::kahan : Rounding::stochastic;
   }

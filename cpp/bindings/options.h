@@ -6,6 +6,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <initializer_list>
 #include <string>
 
 #include "math/optim/options.h"
@@ -18,6 +19,13 @@ namespace py = pybind11;
 
 // repr(object), for messages.
 inline std::string text_of(py::handle object) { return py::cast<std::string>(py::repr(object)); }
+
+// "Did you mean 'skip'?", or nothing where none of `choices` is near: what a refusal of a name ends with.
+inline std::string did_you_mean(py::handle value, std::initializer_list<const char*> choices) {
+  py::list known;
+  for (const char* choice : choices) known.append(choice);
+  return py::cast<std::string>(py::module_::import("fusestep._refusal").attr("did_you_mean")(value, known));
+}
 
 // Anything with __float__ is a number: an int, a NumPy scalar, a torch tensor of one element.
 inline double read_number(py::handle value, const Argument& argument) {

@@ -88,11 +88,11 @@ class HealthReport(RowsReport[LayerGradient]):
                 label.set_color(drawing.BAD)
         verdict = "; ".join(f"{len(names)} {flag}" for flag, names in self.sick.items()) or "all layers ok"
         limits = f"vanishing below {self.vanishing:.0e}, exploding above {self.exploding:.0e}"
-        drawing.style(panels[0], f"Gradient health: {verdict}", f"|gradient| / |weights|  ({limits})")
+        drawing.style(panels[0], f"Gradient health: {verdict}", f"|gradient| / |weights|\n({limits})")
         if updated:
             drawing.dots(panels[1], [layer.update_ratio for layer in self.rows], [False] * len(self))
             panels[1].axvspan(*USUAL_UPDATES, color=drawing.THIRD, alpha=0.12, linewidth=0)
-            drawing.style(panels[1], "How far one update moves", "|update| / |weights|  (green: usual)")
+            drawing.style(panels[1], "How far one update moves", "|update| / |weights|\n(green: usual)")
 
 
 def gradient_health(

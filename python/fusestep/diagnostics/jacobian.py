@@ -60,6 +60,8 @@ class JacobianReport(RowsReport[BlockJacobian]):
         return (8.0, 4.2)
 
     def draw(self, figure: Figure | SubFigure) -> None:
+        from matplotlib.ticker import MaxNLocator
+
         axes = figure.subplots()
         at = range(1, len(self) + 1)
         gains = [block.mean_gain for block in self.rows]
@@ -69,6 +71,7 @@ class JacobianReport(RowsReport[BlockJacobian]):
         axes.plot(at, gains, "s--", color=drawing.SECOND, markersize=4, label="mean gain")
         axes.axhline(1.0, color=drawing.FAINT, linewidth=1.2)
         axes.set_yscale("log")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(frameon=False, fontsize=8)
         drawing.style(
             axes,

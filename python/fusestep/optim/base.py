@@ -342,8 +342,9 @@ class FusedOptimizer(torch.optim.Optimizer):
                 f"torch.optim.{operation} has it, the fused step has not.",
             )
         if options.get("state_dtype") not in STATE_DTYPES:
-            expected = ", ".join(map(str, STATE_DTYPES))
-            refuse(operation, "state_dtype", f"one of {expected}", repr(options["state_dtype"]))
+            given, expected = options["state_dtype"], ", ".join(map(str, STATE_DTYPES))
+            near = did_you_mean(given, [name for name in STATE_DTYPES if isinstance(name, str)])
+            refuse(operation, "state_dtype", f"one of {expected}", repr(given), near)
         _core.check_options(operation, self._kernel([options]), options)
 
     def _squares(self) -> set[str]:
