@@ -12,9 +12,12 @@ import pytest
 
 FOLDER = Path(__file__).parents[2] / "examples"
 EXAMPLES = sorted(FOLDER.glob("*.py"))
+ELSEWHERE = "_with_trl"  # test_trl_examples.py runs those
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "example", [path for path in EXAMPLES if ELSEWHERE not in path.stem], ids=lambda path: path.stem
+)
 def test_an_example_runs(example, tmp_path):
     arguments = ["--steps", "3"]
     if example.stem == "several_processes":
