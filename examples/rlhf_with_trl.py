@@ -1,4 +1,4 @@
-"""RLHF by TRL: a reward model from pairs of answers, then reinforcement (GRPO) of what it rewards, on fusestep's kernels."""
+"""RLHF by TRL: a reward model from pairs of answers, then reinforcement (GRPO) of what it rewards."""
 
 import argparse
 import os
@@ -17,7 +17,7 @@ parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--steps", type=int, default=40)
 steps = parser.parse_args().steps
 
-# In place of your model, fine-tuned before (sft_with_trl.py), and its tokenizer: random weights, a token for each letter.
+# In place of your model, fine-tuned before (sft_with_trl.py), and its tokenizer: random weights, letters as tokens.
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 letters = Tokenizer(models.WordLevel({token: i for i, token in enumerate(["<pad>", "<eos>", ">", *LETTERS])}))
 letters.pre_tokenizer, letters.decoder = pre_tokenizers.Split(Regex("."), "isolated"), decoders.Fuse()
@@ -67,9 +67,7 @@ first = RewardTrainer(
 before = first.evaluate()
 first.train()
 after = first.evaluate()
-print(
-    f"reward model: loss {before['eval_loss']:.3f} -> {after['eval_loss']:.3f}, accuracy {after['eval_accuracy']:.2f}"
-)
+print(f"reward model: loss {before['eval_loss']:.3f} -> {after['eval_loss']:.3f}")
 assert after["eval_loss"] < before["eval_loss"]
 
 second = GRPOTrainer(

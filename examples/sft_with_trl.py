@@ -1,4 +1,4 @@
-"""Supervised fine-tuning by TRL: the loss is that of the answer alone, with fusestep's attention and AdamW inside."""
+"""Supervised fine-tuning by TRL: the loss is that of the answer alone. Attention and AdamW are fusestep's."""
 
 import argparse
 import os
@@ -45,7 +45,7 @@ trainer = SFTTrainer(
         "runs/sft", max_steps=steps, per_device_train_batch_size=32, per_device_eval_batch_size=64,
         completion_only_loss=True,  # the labels of the prompt are -100
         max_grad_norm=0.0,  # the optimizer clips
-        learning_rate=5e-3, bf16=False, gradient_checkpointing=False, use_cpu=True, report_to="none", save_strategy="no", logging_steps=10,
+        bf16=False, gradient_checkpointing=False, use_cpu=True, report_to="none", save_strategy="no", logging_steps=10,
     ),
     train_dataset=Dataset.from_list(list(rows(512))),
     eval_dataset=Dataset.from_list(list(rows(64))),

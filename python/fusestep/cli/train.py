@@ -25,13 +25,16 @@ if TYPE_CHECKING:  # torch is imported when a run starts, so that --help and oth
     from fusestep.optim import FusedOptimizer
     from fusestep.training import StepMetrics
     from fusestep.training.processes import Processes
+    from fusestep.training.rundir import RunDir
 
 # The rate at which each optimizer trains this model well; a rate is not portable between them.
 RATES = {"adamw": 2e-3, "adam": 2e-3, "rmsprop": 1e-3, "adagrad": 1e-2, "sgd": 0.03}
 SCHEDULES = ("cosine", "linear", "exponential", "inverse-sqrt", "constant")
 KERNELS = ("fusestep", "torch")
+LOGS = ("tensorboard", "wandb")
 PRECISIONS = ("fp32", "bf16", "bf16-autocast")  # as fusestep.training has them, whose import takes torch's
-RESUMABLE = {"text", "steps", "eval_every", "device", "shard"}  # what may change when a run is resumed
+RESUMABLE = {"text", "steps", "eval_every", "device", "shard", "log"}  # what may change when a run is resumed
+HEALTH_RECORDS = 50  # of the gradients by layer, in a run
 EVAL_BATCHES = 25  # at most, of the validation text: all of the default one
 MAX_GRAD_NORM, WEIGHT_DECAY = 1.0, 0.1
 PROMPT_BYTES, SAMPLE_BYTES, TEMPERATURE = 32, 400, 0.8
@@ -65,6 +68,7 @@ class Settings:
     precision: str = "fp32"  # one of PRECISIONS
     kernels: str = "fusestep"  # one of KERNELS: whose attention and dropout
     shard: bool = False  # of several processes each keeps a part of the parameters and moments (FSDP2)
+    log: str | None = None  # one of LOGS: where the metrics are shown, too
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "context", "accumulate", "eval_every"):
@@ -72,6 +76,8 @@ class Settings:
         choices = {"schedule": SCHEDULES, "optimizer": RATES, "precision": PRECISIONS, "kernels": KERNELS}
         for name, known in choices.items():
             check_choice("train", _flag(name), getattr(self, name), known)
+        if self.log is not None:
+            check_choice("train", "--log", self.log, LOGS)
         check_integer("train", "--seed", self.seed, 0)
         check_number("train", "--dropout", self.dropout, 0.0, 1.0)
         if self.lr is not None:
@@ -127,6 +133,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     option("--device", f"where to train (default: {normal.device})")
     option("--kernels", f"whose attention and dropout (default: {normal.kernels})", metavar=_choices(KERNELS))
+    option("--log", "show the metrics there, too: TensorBoard (in the run directory) or W&B", metavar=_choices(LOGS))
     option("--shard", "under torchrun: parameters and moments shared out, by FSDP2", action="store_true")
     parser.add_argument("--quick", action="store_true", help="a short run, for a first look: half a minute at most")
     parser.add_argument("--run-dir", default="runs/gpt", help="where the run goes (default: %(default)s)")
@@ -168,6 +175,7 @@ def _train(options: argparse.Namespace, processes: Processes) -> int:
     from fusestep.data import RandomBatches, SequentialBatches, read_text, split_text, unigram_loss
     from fusestep.models import GPT, GPTConfig
     from fusestep.training import CheckpointError, TrainConfig, Trainer, TrainingDiverged
+    from fusestep.training.callbacks import HealthCallback
     from fusestep.training.processes import ProcessError
     from fusestep.training.rundir import RunDir
     from fusestep.training.sharding import shard
@@ -223,7 +231,11 @@ def _train(options: argparse.Namespace, processes: Processes) -> int:
                 run_dir=run_dir.path,
                 baseline_loss=baseline,
             ),
-            callbacks=[_evaluation_printer(tqdm.tqdm.write)],
+            callbacks=[
+                _evaluation_printer(tqdm.tqdm.write),
+                HealthCallback(model, run_dir.path, every=max(1, settings.steps // HEALTH_RECORDS)),
+                *_loggers(settings, run_dir),
+            ],
         )
         if processes.first:
             if resume_from is None:
@@ -369,6 +381,19 @@ def _evaluation_printer(write: Callable[[str], None]) -> Callable[[StepMetrics],
             write(f"step {metrics.step:5}   training {metrics.loss:.3f}   validation {metrics.val_loss:.3f}")
 
     return report
+
+
+def _loggers(settings: Settings, run_dir: RunDir) -> list[Callable[[StepMetrics], None]]:
+    """The dashboard that ``--log`` names, if it names one."""
+    from fusestep.training.callbacks import TensorBoardCallback, WandbCallback
+
+    with as_user_errors(ImportError):
+        if settings.log == "tensorboard":
+            return [TensorBoardCallback(run_dir.tensorboard)]
+        if settings.log == "wandb":
+            config = asdict(settings)
+            return [WandbCallback("fusestep", name=run_dir.path.name, config=config, dir=str(run_dir.path))]
+    return []
 
 
 def _print_facts(**facts: str) -> None:

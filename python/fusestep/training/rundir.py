@@ -11,7 +11,7 @@ from fusestep.training import checkpoint, checkpoint_v1
 
 @dataclass(frozen=True)
 class RunDir:
-    """``config.json``, ``metrics.jsonl``, ``curves.png``, ``checkpoints`` and ``sample.txt`` under ``path``."""
+    """What a run leaves under ``path``: configuration, metrics, curves, checkpoints and more."""
 
     path: Path
 
@@ -22,6 +22,16 @@ class RunDir:
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def health(self) -> Path:
+        """What ``callbacks.HealthCallback`` writes."""
+        return self.path / "health.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Where ``fusestep train --log tensorboard`` writes."""
+        return self.path / "tensorboard"
 
     @property
     def curves(self) -> Path:
@@ -53,7 +63,15 @@ class RunDir:
         says how to go on.
         """
         old = self.checkpoint_v1
-        files = (self.metrics, self.curves, self.sample, old, checkpoint_v1.previous_path(old))
+        files = (
+            self.metrics,
+            self.health,
+            *self.tensorboard.glob("events.out.tfevents.*"),
+            self.curves,
+            self.sample,
+            old,
+            checkpoint_v1.previous_path(old),
+        )
         present = [file for file in (*files, self.checkpoints) if file.exists()]
         if present and not overwrite:
             refuse(
