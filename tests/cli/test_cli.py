@@ -73,21 +73,20 @@ def test_a_run_leaves_all_its_files_and_says_what_it_did(capsys, text, run_dir):
     assert "tokens/s" in err
 
 
-def test_the_log_goes_on_and_is_overwritten(capsys, text, run_dir):
+def test_the_dashboard_goes_on_and_is_overwritten(capsys, text, run_dir):
     pytest.importorskip("tensorboard", reason="tensorboard is not installed: pip install '.[tensorboard]'")
-    succeed("train", "--text", text, "--run-dir", run_dir, *TINY, "--log", "tensorboard")
+    succeed("train", "--text", text, "--run-dir", run_dir, *TINY, "--dashboard", "tensorboard")
     succeed("train", "--run-dir", run_dir, "--resume", "--steps", "9")
     assert len(list((run_dir / "tensorboard").iterdir())) == 2
-    assert [json.loads(line)["step"] for line in (run_dir / "health.jsonl").read_text().splitlines()] == list(
-        range(1, 10)
-    )
-    succeed("train", "--text", text, "--run-dir", run_dir, *TINY, "--log", "tensorboard", "--overwrite")
+    health = (run_dir / "health.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in health] == list(range(1, 10))
+    succeed("train", "--text", text, "--run-dir", run_dir, *TINY, "--dashboard", "tensorboard", "--overwrite")
     assert len(list((run_dir / "tensorboard").iterdir())) == 1
 
 
-def test_a_log_that_is_not_there(capsys, monkeypatch, text, run_dir):
+def test_a_dashboard_that_is_not_there(capsys, monkeypatch, text, run_dir):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    line = fail(capsys, "train", "--text", text, "--run-dir", run_dir, *TINY, "--log", "wandb")
+    line = fail(capsys, "train", "--text", text, "--run-dir", run_dir, *TINY, "--dashboard", "wandb")
     assert "pip install 'fusestep[wandb]'" in line
     assert not run_dir.exists()
 

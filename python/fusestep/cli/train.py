@@ -31,9 +31,9 @@ if TYPE_CHECKING:  # torch is imported when a run starts, so that --help and oth
 RATES = {"adamw": 2e-3, "adam": 2e-3, "rmsprop": 1e-3, "adagrad": 1e-2, "sgd": 0.03}
 SCHEDULES = ("cosine", "linear", "exponential", "inverse-sqrt", "constant")
 KERNELS = ("fusestep", "torch")
-LOGS = ("tensorboard", "wandb")
+DASHBOARDS = ("tensorboard", "wandb")
 PRECISIONS = ("fp32", "bf16", "bf16-autocast")  # as fusestep.training has them, whose import takes torch's
-RESUMABLE = {"text", "steps", "eval_every", "device", "shard", "log"}  # what may change when a run is resumed
+RESUMABLE = {"text", "steps", "eval_every", "device", "shard", "dashboard"}  # what may change when a run is resumed
 HEALTH_RECORDS = 50  # of the gradients by layer, in a run
 EVAL_BATCHES = 25  # at most, of the validation text: all of the default one
 MAX_GRAD_NORM, WEIGHT_DECAY = 1.0, 0.1
@@ -68,7 +68,7 @@ class Settings:
     precision: str = "fp32"  # one of PRECISIONS
     kernels: str = "fusestep"  # one of KERNELS: whose attention and dropout
     shard: bool = False  # of several processes each keeps a part of the parameters and moments (FSDP2)
-    log: str | None = None  # one of LOGS: where the metrics are shown, too
+    dashboard: str | None = None  # one of DASHBOARDS: where the metrics are shown, too
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "context", "accumulate", "eval_every"):
@@ -76,8 +76,8 @@ class Settings:
         choices = {"schedule": SCHEDULES, "optimizer": RATES, "precision": PRECISIONS, "kernels": KERNELS}
         for name, known in choices.items():
             check_choice("train", _flag(name), getattr(self, name), known)
-        if self.log is not None:
-            check_choice("train", "--log", self.log, LOGS)
+        if self.dashboard is not None:
+            check_choice("train", "--dashboard", self.dashboard, DASHBOARDS)
         check_integer("train", "--seed", self.seed, 0)
         check_number("train", "--dropout", self.dropout, 0.0, 1.0)
         if self.lr is not None:
@@ -133,7 +133,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     option("--device", f"where to train (default: {normal.device})")
     option("--kernels", f"whose attention and dropout (default: {normal.kernels})", metavar=_choices(KERNELS))
-    option("--log", "show the metrics there, too: TensorBoard (in the run directory) or W&B", metavar=_choices(LOGS))
+    option(
+        "--dashboard",
+        "show the metrics there, too: TensorBoard (in the run directory) or W&B",
+        metavar=_choices(DASHBOARDS),
+    )
     option("--shard", "under torchrun: parameters and moments shared out, by FSDP2", action="store_true")
     parser.add_argument("--quick", action="store_true", help="a short run, for a first look: half a minute at most")
     parser.add_argument("--run-dir", default="runs/gpt", help="where the run goes (default: %(default)s)")
@@ -234,7 +238,7 @@ def _train(options: argparse.Namespace, processes: Processes) -> int:
             callbacks=[
                 _evaluation_printer(tqdm.tqdm.write),
                 HealthCallback(model, run_dir.path, every=max(1, settings.steps // HEALTH_RECORDS)),
-                *_loggers(settings, run_dir),
+                *_dashboards(settings, run_dir),
             ],
         )
         if processes.first:
@@ -383,14 +387,14 @@ def _evaluation_printer(write: Callable[[str], None]) -> Callable[[StepMetrics],
     return report
 
 
-def _loggers(settings: Settings, run_dir: RunDir) -> list[Callable[[StepMetrics], None]]:
-    """The dashboard that ``--log`` names, if it names one."""
+def _dashboards(settings: Settings, run_dir: RunDir) -> list[Callable[[StepMetrics], None]]:
+    """The one that ``--dashboard`` names, if it names one."""
     from fusestep.training.callbacks import TensorBoardCallback, WandbCallback
 
     with as_user_errors(ImportError):
-        if settings.log == "tensorboard":
+        if settings.dashboard == "tensorboard":
             return [TensorBoardCallback(run_dir.tensorboard)]
-        if settings.log == "wandb":
+        if settings.dashboard == "wandb":
             config = asdict(settings)
             return [WandbCallback("fusestep", name=run_dir.path.name, config=config, dir=str(run_dir.path))]
     return []

@@ -30,7 +30,7 @@ class RunDir:
 
     @property
     def tensorboard(self) -> Path:
-        """Where ``fusestep train --log tensorboard`` writes."""
+        """Where ``fusestep train --dashboard tensorboard`` writes."""
         return self.path / "tensorboard"
 
     @property
