@@ -58,7 +58,7 @@ settings = {
 }  # fmt: skip
 first = RewardTrainer(
     reward_model,
-    RewardConfig("runs/reward", learning_rate=2e-3, **settings),
+    RewardConfig("runs/reward", **settings),
     train_dataset=Dataset.from_list(list(pairs(512))),
     eval_dataset=Dataset.from_list(list(pairs(128))),
     processing_class=tokenizer,

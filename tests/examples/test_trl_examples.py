@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -64,5 +65,6 @@ def test_they_run_on_our_kernels(tmp_path):
         attentions = calls.pop("attention")
         assert calls == {"fusestep.optim.adamw, ceiling 1.0": STEPS * trainings}  # and no attention of torch's
         assert attentions >= LAYERS * trainings * (STEPS + 2)  # each update, and the evaluations before and after
+    assert any(re.fullmatch(r"of \w+>(\w{3}<eos>) the loss is that of \1", line) for line in lines)
     for words in ("loss of the answers", "rewards/margins", "reward model: loss", "model: reward"):
         assert any(line.startswith(words) for line in lines), words
