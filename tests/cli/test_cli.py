@@ -50,7 +50,7 @@ def test_a_run_leaves_all_its_files_and_says_what_it_did(capsys, text, run_dir):
     succeed("train", "--text", text, "--run-dir", run_dir, *TINY)
     out, err = capsys.readouterr()
     assert {path.name for path in run_dir.iterdir()} == {
-        "config.json", "metrics.jsonl", "curves.png", "checkpoints", "sample.txt",
+        "config.json", "metrics.jsonl", "health.jsonl", "curves.png", "checkpoints", "sample.txt",
     }  # fmt: skip
     metrics = read_metrics(run_dir / "metrics.jsonl")
     assert [m.step for m in metrics] == [1, 2, 3, 4, 5, 6]
@@ -71,6 +71,24 @@ def test_a_run_leaves_all_its_files_and_says_what_it_did(capsys, text, run_dir):
         assert part in out
     assert "6/6" in err
     assert "tokens/s" in err
+
+
+def test_the_dashboard_goes_on_and_is_overwritten(capsys, text, run_dir):
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed: pip install '.[tensorboard]'")
+    succeed("train", "--text", text, "--run-dir", run_dir, *TINY, "--dashboard", "tensorboard")
+    succeed("train", "--run-dir", run_dir, "--resume", "--steps", "9")
+    assert len(list((run_dir / "tensorboard").iterdir())) == 2
+    health = (run_dir / "health.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in health] == list(range(1, 10))
+    succeed("train", "--text", text, "--run-dir", run_dir, *TINY, "--dashboard", "tensorboard", "--overwrite")
+    assert len(list((run_dir / "tensorboard").iterdir())) == 1
+
+
+def test_a_dashboard_that_is_not_there(capsys, monkeypatch, text, run_dir):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    line = fail(capsys, "train", "--text", text, "--run-dir", run_dir, *TINY, "--dashboard", "wandb")
+    assert "pip install 'fusestep[wandb]'" in line
+    assert not run_dir.exists()
 
 
 def test_quick_is_a_short_run_of_its_own():

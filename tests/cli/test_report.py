@@ -131,6 +131,75 @@ def test_runs_without_curves(tmp_path):
     assert "there are no curves to show" in text
 
 
+def health_line(step, **flags):
+    """Three layers, whose gradients shrink with the steps; ``flags`` says what is the matter with some."""
+    layers = {
+        name: {"grad_norm": 0.0 if flags.get(name) == "no gradient" else size / step, "flag": flags.get(name, "ok")}
+        for name, size in (("tokens", 4.0), ("block", 0.5), ("head", 1.0))
+    }
+    if flags.get("head") == "not finite":
+        layers["head"]["grad_norm"] = None
+    return json.dumps({"step": step, "layers": layers}) + "\n"
+
+
+def of_health(run):
+    return [problem for problem in run.problems if "health.jsonl" in problem]
+
+
+def test_health_by_layer(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sound, sick, without = (make(tmp_path / name, []) for name in ("sound", "sick", "without"))
+    (sound / "health.jsonl").write_text("".join(health_line(step) for step in (1, 5, 10)), encoding="utf-8")
+    lines = [
+        health_line(1),
+        health_line(5, block="vanishing"),
+        health_line(10, block="vanishing", head="not finite", tokens="no gradient"),
+        '{"step": 20, "lay',
+    ]
+    (sick / "health.jsonl").write_text("".join(lines), encoding="utf-8")
+    runs = load_runs([sound, sick, without])
+    assert [len(run.health) for run in runs] == [3, 3, 0]
+    assert of_health(runs[1]) == ["Line 4 of health.jsonl is cut short: it is left out."]
+    told = (
+        "all 3 layers ok in 3 records, steps 1 to 10",
+        "block: vanishing in 2, first at step 5; tokens: no gradient in 1, first at step 10;"
+        " head: not finite in 1, first at step 10 (of 3 records, steps 1 to 10)",
+    )
+    text = render_page(runs)
+    assert text == render_page(runs)
+    maps = [image for image in Page(text).images if image["alt"].startswith("Norm of the gradient")]
+    assert len(maps) == 2
+    for image, words, name in zip(maps, told, ("sound", "sick"), strict=True):
+        assert image["alt"] == f"Norm of the gradient of each layer over the steps of {name}: {words}."
+    svgs = [base64.b64decode(image["src"].partition(",")[2]) for image in maps]
+    # A cross for each record of a layer that is not ok.
+    assert [len(re.findall(rb"<use [^>]*#ff3b30", svg)) for svg in svgs] == [0, 4]
+    monkeypatch.setenv("COLUMNS", "300")
+    assert main(["report", "sound", "sick", "without", "--terminal"]) == 0
+    summary = capsys.readouterr().out
+    assert f"sound: health by layer: {told[0]}" in summary
+    assert f"sick: health by layer: {told[1]}" in summary
+    assert "without: health" not in summary
+
+
+def test_health_of_unusual_runs(tmp_path):
+    run = make(tmp_path / "run", [])
+    for lines in ([health_line(1)], [health_line(1, tokens="no gradient", block="no gradient", head="not finite")]):
+        (run / "health.jsonl").write_text("".join(lines), encoding="utf-8")
+        assert "Health by layer" in render_page([load_run(run)])
+    # More layers than a sentence names.
+    many = {f"layer{i}": {"grad_norm": 0.0, "flag": "vanishing"} for i in range(9)}
+    (run / "health.jsonl").write_text(json.dumps({"step": 3, "layers": many}) + "\n", encoding="utf-8")
+    words = "; layer4: vanishing in 1, first at step 3; and 4 more (of 1 record, steps 3 to 3)"
+    assert words in render_page([load_run(run)])
+    (run / "health.jsonl").write_text('{"step": 1, "layers": []}\n{"step": 2}\n', encoding="utf-8")
+    assert of_health(load_run(run)) == [
+        "Line 1 of health.jsonl cannot be read: it is left out.",
+        "Line 2 of health.jsonl is cut short: it is left out.",
+    ]
+    assert "Health by layer" not in render_page([load_run(run)])
+
+
 def test_refusals(tmp_path, capsys):
     (tmp_path / "other").mkdir()
     for path, words in ((tmp_path / "missing", "which is none"), (tmp_path / "other", "which has neither")):
@@ -166,7 +235,9 @@ def test_in_a_browser(tmp_path, width):
     probe = """<script>addEventListener("load", () => { document.title = JSON.stringify({
         wide: document.documentElement.scrollWidth - document.documentElement.clientWidth,
         drawn: [...document.images].map(image => image.naturalWidth > 0) }) })</script>"""
-    text = render_page(load_runs([make(tmp_path / "one"), make(tmp_path / ("long-name-" * 8))]))
+    one, other = make(tmp_path / "one"), make(tmp_path / ("long-name-" * 8))
+    (one / "health.jsonl").write_text(health_line(1) + health_line(5, head="not finite"), encoding="utf-8")
+    text = render_page(load_runs([one, other]))
     page.write_text(text + probe, encoding="utf-8")
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
     done = subprocess.run(
@@ -175,4 +246,4 @@ def test_in_a_browser(tmp_path, width):
         capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
     found = json.loads(re.search(r"<title>(.*?)</title>", done.stdout)[1])
-    assert found == {"wide": 0, "drawn": [True] * 5}
+    assert found == {"wide": 0, "drawn": [True] * 6}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from small_runs import one_thread  # noqa: F401  # for every test of this file
 
 SMALL = ["--batch-size", "4", "--context", "16", "--dropout", "0", "--eval-every", "50"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+DASHBOARD = ["--dashboard", "tensorboard"] if find_spec("tensorboard") else []
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -30,6 +33,11 @@ def torchrun(processes, *arguments, timeout=400):
     )
 
 
+def first_norms(path):
+    layers = json.loads(path.read_text().splitlines()[0])["layers"]
+    return {name: layer["grad_norm"] for name, layer in layers.items()}
+
+
 @pytest.fixture
 def text(tmp_path):
     path = tmp_path / "text.txt"
@@ -40,7 +48,7 @@ def text(tmp_path):
 @pytest.mark.parametrize("options", [[], ["--shard"]], ids=["data parallel", "sharded"])
 def test_two_processes_train_as_one_and_one_of_them_speaks(tmp_path, text, options):
     arguments = ["--text", text, *SMALL, "--steps", "6", "--accumulate", "2", "--eval-every", "3"]
-    done = torchrun(2, *arguments, *options, "--run-dir", tmp_path / "two")
+    done = torchrun(2, *arguments, *options, *DASHBOARD, "--run-dir", tmp_path / "two")
     assert done.returncode == 0, done.stderr
     assert main(["train", *map(str, arguments), "--run-dir", str(tmp_path / "one")]) == 0
     two, one = (read_metrics(tmp_path / run / "metrics.jsonl") for run in ("two", "one"))
@@ -54,7 +62,13 @@ def test_two_processes_train_as_one_and_one_of_them_speaks(tmp_path, text, optio
     assert done.stdout.count("a sample") == 1
     assert done.stdout.count("after 6 steps") == 1
     names = {path.name for path in (tmp_path / "two").iterdir()}
-    assert names == {"config.json", "metrics.jsonl", "curves.png", "checkpoints", "sample.txt"}
+    files = {"config.json", "metrics.jsonl", "health.jsonl", "curves.png", "checkpoints", "sample.txt"}
+    assert names == files | set(DASHBOARD[1:])
+    if DASHBOARD:
+        assert len(list((tmp_path / "two" / "tensorboard").iterdir())) == 1
+    # The gradients of the first update, layer by layer: those of the whole batch, in shards too.
+    two, one = (first_norms(tmp_path / run / "health.jsonl") for run in ("two", "one"))
+    assert two == pytest.approx(one, rel=1e-4)
 
 
 def test_a_mistake_is_told_once(tmp_path, text):

@@ -24,6 +24,7 @@ RATES = {"adamw": 2e-3, "adam": 2e-3, "rmsprop": 1e-3, "adagrad": 1e-2, "sgd": 0
 SCHEDULES = ("cosine", "linear", "exponential", "inverse-sqrt", "constant")
 KERNELS = ("fusestep", "torch")
 PRECISIONS = ("fp32", "bf16", "bf16-autocast")  # as fusestep.training has them, whose import takes torch's
+DASHBOARDS = ("tensorboard", "wandb")
 ON_NONFINITE = ("raise", "skip")  # as fusestep.training has them
 MAX_GRAD_NORM, WEIGHT_DECAY = 1.0, 0.1
 
@@ -52,6 +53,7 @@ class Settings:
     kernels: str = "fusestep"  # one of KERNELS: whose attention and dropout
     on_nonfinite: str = "raise"  # one of ON_NONFINITE: what an infinite or NaN loss does
     shard: bool = False  # of several processes each keeps a part of the parameters and moments (FSDP2)
+    dashboard: str | None = None  # one of DASHBOARDS: where the metrics are shown, too
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "context", "accumulate", "eval_every"):
@@ -65,6 +67,8 @@ class Settings:
         }
         for name, known in choices.items():
             check_choice("train", flag(name), getattr(self, name), known)
+        if self.dashboard is not None:
+            check_choice("train", "--dashboard", self.dashboard, DASHBOARDS)
         check_integer("train", "--seed", self.seed, 0)
         check_number("train", "--dropout", self.dropout, 0.0, 1.0)
         if self.lr is not None:

@@ -18,6 +18,7 @@ from fusestep import _machine
 from fusestep._refusal import refuse
 from fusestep.cli.errors import UserError, as_user_errors
 from fusestep.cli.settings import (
+    DASHBOARDS,
     KERNELS,
     MAX_GRAD_NORM,
     ON_NONFINITE,
@@ -39,8 +40,10 @@ if TYPE_CHECKING:  # torch is imported when a run starts, so that --help and oth
     from fusestep.models import GPT
     from fusestep.training import StepMetrics
     from fusestep.training.processes import Processes
+    from fusestep.training.rundir import RunDir
 
-RESUMABLE = {"text", "steps", "eval_every", "device", "shard"}  # what may change when a run is resumed
+RESUMABLE = {"text", "steps", "eval_every", "device", "shard", "dashboard"}  # what may change when a run is resumed
+HEALTH_RECORDS = 50  # of the gradients by layer, in a run
 EVAL_BATCHES = 25  # at most, of the validation text: all of the default one
 PROMPT_BYTES, SAMPLE_BYTES, TEMPERATURE = 32, 400, 0.8
 
@@ -93,6 +96,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     option("--device", f"where to train (default: {normal.device})")
     option("--kernels", f"whose attention and dropout (default: {normal.kernels})", metavar=_choices(KERNELS))
+    option(
+        "--dashboard",
+        "show the metrics there, too: TensorBoard (in the run directory) or W&B",
+        metavar=_choices(DASHBOARDS),
+    )
     option("--shard", "under torchrun: parameters and moments shared out, by FSDP2", action="store_true")
     parser.add_argument("--quick", action="store_true", help="a short run, for a first look: half a minute at most")
     parser.add_argument("--run-dir", default="runs/gpt", help="where the run goes (default: %(default)s)")
@@ -133,6 +141,7 @@ def _train(options: argparse.Namespace, processes: Processes) -> int:
 
     from fusestep.data import RandomBatches, SequentialBatches, read_text, split_text, unigram_loss
     from fusestep.training import CheckpointError, TrainConfig, Trainer, TrainingDiverged
+    from fusestep.training.callbacks import HealthCallback
     from fusestep.training.processes import ProcessError
     from fusestep.training.rundir import RunDir
     from fusestep.training.sharding import shard
@@ -185,7 +194,11 @@ def _train(options: argparse.Namespace, processes: Processes) -> int:
                 run_dir=run_dir.path,
                 baseline_loss=baseline,
             ),
-            callbacks=[_evaluation_printer(tqdm.tqdm.write)],
+            callbacks=[
+                _evaluation_printer(tqdm.tqdm.write),
+                HealthCallback(model, run_dir.path, every=max(1, settings.steps // HEALTH_RECORDS)),
+                *_dashboards(settings, run_dir),
+            ],
         )
         if processes.first:
             if resume_from is None:
@@ -270,6 +283,19 @@ def _evaluation_printer(write: Callable[[str], None]) -> Callable[[StepMetrics],
             write(f"step {metrics.step:5}   training {metrics.loss:.3f}   validation {metrics.val_loss:.3f}")
 
     return report
+
+
+def _dashboards(settings: Settings, run_dir: RunDir) -> list[Callable[[StepMetrics], None]]:
+    """The one that ``--dashboard`` names, if it names one."""
+    from fusestep.training.callbacks import TensorBoardCallback, WandbCallback
+
+    with as_user_errors(ImportError):
+        if settings.dashboard == "tensorboard":
+            return [TensorBoardCallback(run_dir.tensorboard)]
+        if settings.dashboard == "wandb":
+            config = asdict(settings)
+            return [WandbCallback("fusestep", name=run_dir.path.name, config=config, dir=str(run_dir.path))]
+    return []
 
 
 def _print_facts(**facts: str) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from fusestep.diagnostics.drawing import height_of_rows
+from fusestep.report import health
 from fusestep.report.runs import Run
 from fusestep.training.metrics import StepMetrics
 from fusestep.training.plots import smooth
@@ -84,10 +86,26 @@ def style(i: int) -> str:
 
 
 def svg(chart: Chart, runs: Sequence[Run], *, dark: bool) -> str:
-    """All runs in one picture.
+    """All runs in one picture. Raises ImportError, with the remedy, when matplotlib is missing."""
 
-    Raises ImportError, with the remedy, when matplotlib is missing.
-    """
+    def draw(axes: Axes) -> None:
+        for i, run in enumerate(runs):
+            chart.draw(axes, run, color(i), style(i))
+        if chart.log_scale:
+            axes.set_yscale("log")
+        axes.grid(alpha=0.2, linewidth=0.6)
+
+    return _svg(chart.title, draw, (6, 3.2), dark)
+
+
+def health_svg(run: Run, *, dark: bool) -> str:
+    """The heat map of one run's layers. Raises ImportError as ``svg`` does."""
+    rows = len(health.layers_of(run.health))
+    return _svg(run.name, lambda axes: health.draw(axes, run.health), (10, height_of_rows(rows)), dark)
+
+
+def _svg(name: str, draw: Callable[[Axes], None], size: tuple[float, float], dark: bool) -> str:
+    """A picture of ``size`` inches, over steps, in ink for a light or a ``dark`` page."""
     try:
         from matplotlib import rc_context
         from matplotlib.figure import Figure
@@ -97,18 +115,14 @@ def svg(chart: Chart, runs: Sequence[Run], *, dark: bool) -> str:
     ink = "#e6e6e6" if dark else "#222222"
     colors: dict[Any, Any] = dict.fromkeys(_INKED, ink)
     # The same file for the same runs: identifiers would be drawn at random.
-    with rc_context({**colors, "svg.hashsalt": chart.title, "font.size": 11}):
-        figure = Figure(figsize=(6, 3.2), layout="constrained")
+    with rc_context({**colors, "svg.hashsalt": name, "font.size": 11}):
+        figure = Figure(figsize=size, layout="constrained")
         figure.patch.set_alpha(0)
         axes = figure.subplots()
         axes.patch.set_alpha(0)
-        for i, run in enumerate(runs):
-            chart.draw(axes, run, color(i), style(i))
-        if chart.log_scale:
-            axes.set_yscale("log")
+        draw(axes)
         axes.set_xlabel("step")
         axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.2, linewidth=0.6)
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()

@@ -8,14 +8,14 @@ from importlib import resources
 
 import fusestep
 from fusestep._refusal import refuse
-from fusestep.report import charts, tables
+from fusestep.report import charts, health, tables
 from fusestep.report.runs import Run
 
 _BORDERS = {"-": "solid", "--": "dashed", ":": "dotted", "-.": "double"}
 
 
 def render_page(runs: Sequence[Run]) -> str:
-    """Results, curves, samples, settings and machines of ``runs``, as the text of an HTML file.
+    """Results, curves, health by layer, samples, settings and machines of ``runs``, as the text of an HTML file.
 
     Light or dark as the reader's system is; readable on a narrow screen. The same runs give the same text.
     Raises ValueError without any run; ImportError, with the remedy, when jinja2 or matplotlib is missing.
@@ -50,6 +50,16 @@ def render_page(runs: Sequence[Run]) -> str:
                 "dark": _data_uri(charts.svg(chart, runs, dark=True)),
             }
             for chart in drawn
+        ],
+        health=[
+            {
+                "name": run.name,
+                "summary": health.summary(run.health),
+                "light": _data_uri(charts.health_svg(run, dark=False)),
+                "dark": _data_uri(charts.health_svg(run, dark=True)),
+            }
+            for run in runs
+            if run.health
         ],
         samples=[(run.name, run.sample) for run in runs if run.sample],
         settings=tables.together(settings),

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from fusestep._refusal import refuse
+from fusestep.report.health import HealthRecord, load_health
+from fusestep.report.lines import parsed_lines
 from fusestep.training.metrics import StepMetrics
 from fusestep.training.rundir import RunDir
 
@@ -26,6 +28,7 @@ class Run:
     machine: dict[str, Any] = field(default_factory=dict)  # of config.json, and the versions it names
     baseline_loss: float | None = None
     sample: str | None = None
+    health: list[HealthRecord] = field(default_factory=list)  # of health.jsonl
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -71,6 +74,7 @@ def load_run(path: str | Path, name: str | None = None) -> Run:
         machine=machine,
         baseline_loss=config.get("baseline_loss"),
         sample=directory.sample.read_text(encoding="utf-8", errors="replace") if directory.sample.is_file() else None,
+        health=load_health(directory.health, problems),
         problems=problems,
     )
 
@@ -94,26 +98,22 @@ def _steps(path: Path, problems: list[str]) -> list[StepMetrics]:
     if not path.is_file():
         problems.append(f"There is no {path.name}: there are no curves to show.")
         return []
-    steps, unknown = [], set()
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    for number, line in enumerate(lines, start=1):
-        try:
-            values = json.loads(line)
-            step = StepMetrics(
-                step=int(values["step"]),
-                loss=_number(values, "loss"),
-                val_loss=values.get("val_loss"),
-                lr=_number(values, "lr"),
-                grad_norm=values.get("grad_norm"),
-                tokens=int(values.get("tokens") or 0),
-                seconds=_number(values, "seconds"),
-            )
-        except (ValueError, TypeError, KeyError, AttributeError):
-            what = "is cut short" if number == len(lines) else "cannot be read"
-            problems.append(f"Line {number} of {path.name} {what}: it is left out.")
-            continue
+    unknown: set[str] = set()
+
+    def parse(values: dict[str, Any]) -> StepMetrics:
+        step = StepMetrics(
+            step=int(values["step"]),
+            loss=_number(values, "loss"),
+            val_loss=values.get("val_loss"),
+            lr=_number(values, "lr"),
+            grad_norm=values.get("grad_norm"),
+            tokens=int(values.get("tokens") or 0),
+            seconds=_number(values, "seconds"),
+        )
         unknown.update(set(values) - set(_FIELDS))
-        steps.append(step)
+        return step
+
+    steps = parsed_lines(path, parse, problems)
     if unknown:
         names = ", ".join(sorted(unknown))
         problems.append(f"{path.name} has fields of another version, which are not shown: {names}.")

@@ -1,11 +1,11 @@
-"""The report for a terminal: results, what differs, what could not be read."""
+"""The report for a terminal: results, what differs, the layers' health, what could not be read."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TextIO
 
-from fusestep.report import tables
+from fusestep.report import health, tables
 from fusestep.report.runs import Run
 
 
@@ -35,5 +35,7 @@ def print_summary(runs: Sequence[Run], file: TextIO | None = None) -> None:
             table.add_row(*map(Text, row))
         console.print(table)
     for run in runs:
+        if run.health:
+            console.print(Text(f"{run.name}: health by layer: {health.summary(run.health)}"))
         for problem in run.problems:
             console.print(Text(f"{run.name}: {problem}", style="yellow"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 import warnings
@@ -44,7 +45,9 @@ class Trainer:
         clipped by ``torch.nn.utils.clip_grad_norm_``. Every parameter group gets the schedule's rate.
     schedule: the rate of each update, counted from 0; see ``fusestep.schedules``.
     loss_fn: default cross-entropy, hard or soft labels.
-    callbacks: each is called with the ``StepMetrics`` of every update.
+    callbacks: each is called with the ``StepMetrics`` of every update, in every process. One that is a context manager
+        is entered before the first update, and left when ``fit`` ends, also by an error.
+        ``fusestep.training.callbacks`` has some.
 
     Where torch.distributed has a process group, its processes train one model together: each is given its share of
     every batch; gradients are averaged, by DistributedDataParallel, which ``model`` may be already, or by FSDP2 for a
@@ -145,11 +148,15 @@ class Trainer:
         self._parallel = processes.data_parallel(self._parallel)
         stream = _epoch_after_epoch(train_batches)
         with (
+            contextlib.ExitStack() as callbacks,
             MetricsFile(run_dir.metrics if run_dir and processes.first else None, self.step) as metrics_file,
             Progress(config.progress and processes.first, self.step, config.max_steps) as progress,
             DeferredInterrupt() as interrupt,
             processes.noticing_losses("Trainer.fit"),
         ):
+            for callback in self.callbacks:
+                if isinstance(callback, contextlib.AbstractContextManager):
+                    callbacks.enter_context(callback)
             started = time.perf_counter() - self.seconds
             self.model.train()
             while self.step < config.max_steps and not stop:

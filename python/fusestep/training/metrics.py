@@ -6,6 +6,7 @@ import json
 import math
 import os
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -45,14 +46,13 @@ class MetricsFile:
         self._file = path.open("a", encoding="utf-8")
 
     def append(self, metrics: StepMetrics) -> None:
+        self.write(asdict(metrics))
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Appends a line; it has a "step"."""
         if self._file is None:
             return
-        # JSON has no NaN and no infinity; null reads as "no number" everywhere.
-        line = {
-            name: value if value is not None and math.isfinite(value) else None
-            for name, value in asdict(metrics).items()
-        }
-        self._file.write(json.dumps(line) + "\n")
+        self._file.write(json.dumps(_without_nonfinite(line)) + "\n")
         try:
             self._file.flush()  # so that the file can be followed while the run goes on
         except OSError as problem:  # the line stays in the buffer: the next flush tries again
@@ -87,6 +87,13 @@ def read_metrics(path: str | Path) -> list[StepMetrics]:
         loss = math.nan if line["loss"] is None else line["loss"]
         steps.append(StepMetrics(**{**line, "loss": loss}))
     return steps
+
+
+def _without_nonfinite(value: Any) -> Any:
+    """JSON has no NaN and no infinity; null reads as "no number" everywhere."""
+    if isinstance(value, Mapping):
+        return {name: _without_nonfinite(part) for name, part in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

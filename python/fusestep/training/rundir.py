@@ -11,7 +11,7 @@ from fusestep.training import checkpoint, checkpoint_v1
 
 @dataclass(frozen=True)
 class RunDir:
-    """The files of a run under ``path``: what the trainer, ``fusestep train`` and ``fusestep diagnose`` write."""
+    """The files of a run under ``path``: what the trainer, its callbacks and the command line write."""
 
     path: Path
 
@@ -22,6 +22,16 @@ class RunDir:
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def health(self) -> Path:
+        """What ``callbacks.HealthCallback`` writes."""
+        return self.path / "health.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Where ``fusestep train --dashboard tensorboard`` writes."""
+        return self.path / "tensorboard"
 
     @property
     def curves(self) -> Path:
@@ -69,6 +79,8 @@ class RunDir:
         old = self.checkpoint_v1
         files = (
             self.metrics,
+            self.health,
+            *self.tensorboard.glob("events.out.tfevents.*"),
             self.curves,
             self.nonfinite,
             self.diagnosis,
