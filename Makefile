@@ -8,7 +8,7 @@ BUILD := build/cmake
 BUILD_SETTINGS := -C build-dir=$(BUILD) -C cmake.define.FUSESTEP_WERROR=ON
 SOURCES := $(shell find cpp cuda python bench tests/cuda -type f -not -path '*/__pycache__/*' -not -path 'bench/results/*')
 
-.PHONY: train test bench gpu cuda wheel docs lint format clean
+.PHONY: train test exhaustive bench gpu cuda wheel docs lint format clean
 
 train: $(BUILD)/.installed
 	$(BIN)/fusestep train $(ARGS)
@@ -16,6 +16,10 @@ train: $(BUILD)/.installed
 test: $(BUILD)/.installed
 	$(BIN)/python tools/check_symbols.py $(BUILD)
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
+
+# What a few cases stand for in `make test`, in all cases. Half an hour on two cores.
+exhaustive: $(BUILD)/.installed
+	$(BIN)/python -m pytest --numprocesses auto -m exhaustive --dist worksteal $(ARGS)
 
 bench: $(BUILD)/.installed
 	$(BIN)/fusestep bench optim $(ARGS)

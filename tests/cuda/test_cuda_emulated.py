@@ -22,10 +22,14 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-# Attention's tests that are quick enough under emulation, and say most: every feature in every dtype, rows with nothing
-# left, grouped heads, nothing to attend to, masks of another dtype, the accuracy of 16 bits.
-ATTENTION = "(every_feature and not several) or rows_with or grouped or nothing or masks_of or low_precision or version"
-ONLY_16_BIT = f"({ATTENTION}) and (float16 or bfloat16) and not float64"
+# Attention's tests that are quick enough under emulation, and say most: every feature, rows with nothing left, grouped
+# heads, nothing to attend to, masks of another dtype, the accuracy of 16 bits. float16 and float64 run the code of
+# bfloat16 and float32: every feature in all four is for `make exhaustive`.
+REST = "rows_with or grouped or nothing or masks_of or low_precision or version"
+ATTENTION = f"(every_feature and not several and (float32 or bfloat16)) or {REST}"
+ATTENTION_IN_EVERY_DTYPE = f"(every_feature and not several) or {REST}"
+ON_HOPPER = f"({ATTENTION_IN_EVERY_DTYPE}) and bfloat16 and not float64"
+ON_HOPPER_IN_BOTH_DTYPES = f"({ATTENTION_IN_EVERY_DTYPE}) and (float16 or bfloat16) and not float64"
 
 
 def run(*arguments, **more_environment):
@@ -48,8 +52,12 @@ def run(*arguments, **more_environment):
         ],
         ["tests/ops/test_norm_clip.py", "-m", "not slow"],
         ["tests/ops/test_shards.py"],
-        pytest.param(["tests/ops/test_masked_softmax.py", "-k", "not attention"], marks=pytest.mark.slow),
+        pytest.param(
+            ["tests/ops/test_masked_softmax.py", "-k", "not attention and not number_of_threads"],
+            marks=pytest.mark.slow,
+        ),
         pytest.param(["tests/ops/test_attention_ops.py", "-k", ATTENTION], marks=pytest.mark.slow),
+        pytest.param(["tests/ops/test_attention_ops.py", "-k", ATTENTION_IN_EVERY_DTYPE], marks=pytest.mark.exhaustive),
         ["tests/ops/test_seed_in_memory.py"],
         # The host does not look at labels on a device.
         ["tests/ops/test_cross_entropy.py", "-k", "not out_of_range"],
@@ -63,12 +71,18 @@ def test_the_tests_of_the_cpu(arguments):
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
 
 
-@pytest.mark.slow
-def test_attention_on_hopper():
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        pytest.param(ON_HOPPER, id="bfloat16", marks=pytest.mark.slow),
+        pytest.param(ON_HOPPER_IN_BOTH_DTYPES, id="every dtype", marks=pytest.mark.exhaustive),
+    ],
+)
+def test_attention_on_hopper(chosen):
     """The path of compute capability 9.0: wgmma, and its own tiles."""
     result = run(
         *("-m", "pytest", "-q", "-p", "emulated_cuda", "-p", "no:cacheprovider"),
-        *("tests/ops/test_attention_ops.py", "-k", ONLY_16_BIT),
+        *("tests/ops/test_attention_ops.py", "-k", chosen),
         FUSESTEP_CUDA_ATTENTION="sm_90a",
     )
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 ELEMENTS = 2  # of each parameter, whose gradients are checked: each costs two forward passes in float64
 OVERFIT_STEPS = 100
+RATE_STEPS = 100
 JACOBIAN_ITERATIONS = 50
 
 
@@ -123,7 +124,7 @@ def _steps(start: Subject, now: Subject) -> dict[str, tuple[str, Callable[[], Re
 
     first, last = batch_of(start), batch_of(now)
     few = first[0][:2], first[1][:2]  # for what takes hundreds of passes
-    rates = [batch_of(start) for _ in range(20)]
+    rates = [batch_of(start) for _ in range(RATE_STEPS // 5)]
     return {
         "gradient_check": (
             f"Gradients against numerical ones, in float64, {start.when}",
@@ -139,7 +140,7 @@ def _steps(start: Subject, now: Subject) -> dict[str, tuple[str, Callable[[], Re
         ),
         "rate_range": (
             f"Learning-rate range test, from {start.when}",
-            lambda: diagnostics.rate_range(start.model, start.optimizer, rates),
+            lambda: diagnostics.rate_range(start.model, start.optimizer, rates, steps=RATE_STEPS),
         ),
         "health": (
             f"Gradients by layer, {now.when}",

@@ -63,7 +63,7 @@ class RateRangeReport(Report):
                 axes.axvline(rate, color=colour, linestyle=style, linewidth=1.6, label=f"{name} {rate:.1e}")
         top = max(self.smoothed[0], *self.smoothed[: max(1, len(self.smoothed) - 3)])
         least = min(self.smoothed)
-        margin = 0.15 * max(top - least, 1e-12)
+        margin = 0.15 * max(top - least, 1e-3 * abs(top), 1e-12)
         axes.set_ylim(least - margin, top + 2 * margin)  # the last steps of a divergence would flatten all else
         axes.set_xscale("log")
         axes.legend(frameon=False, fontsize=8)
