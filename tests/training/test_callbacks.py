@@ -15,11 +15,11 @@ import pytest
 import small_runs
 import torch
 from fusestep import Trainer
-from fusestep.diagnostics import gradient_health
+from fusestep.diagnostics import dead_units, gradient_health, layer_variances
 from fusestep.optim import AdamW
 from fusestep.schedules import WarmupCosine
 from fusestep.training import StepMetrics, TrainingDiverged, read_metrics
-from fusestep.training.callbacks import HealthCallback, TensorBoardCallback, WandbCallback
+from fusestep.training.callbacks import DiagnosticCallback, HealthCallback, TensorBoardCallback, WandbCallback
 from small_runs import one_thread  # noqa: F401  # for every test of this file
 
 NAMES = {
@@ -262,3 +262,34 @@ def test_a_callback_is_left_in_any_case():
     with pytest.raises(ZeroDivisionError):
         fit(None, [noted, fails], 2)
     assert noted.log == ["entered", 1, 2, None, "entered", 1, ZeroDivisionError]
+
+
+def test_diagnostics_go_along_with_a_run_and_leave_no_trace(tmp_path):
+    batch = next(iter(small_runs.data(seed=7)[0]))
+
+    def run(path, callbacks_of):
+        model = small_runs.model()
+        torch.manual_seed(3)  # of the dropout
+        fit(path, callbacks_of(model, path), 6, model=model)
+        return {name: value.clone() for name, value in model.state_dict().items()}
+
+    watched = run(
+        tmp_path / "watched",
+        lambda model, path: [
+            DiagnosticCallback(lambda: dead_units(model, batch[0]), path, every=3),
+            DiagnosticCallback(lambda: layer_variances(model, batch), path, every=4, name="variances"),
+        ],
+    )
+    alone = run(tmp_path / "alone", lambda model, path: [])
+    for name, value in alone.items():
+        assert torch.equal(watched[name], value)
+    folder = tmp_path / "watched" / "diagnostics"
+    names = ["DeadUnitsReport-00000003", "DeadUnitsReport-00000006", "variances-00000004"]
+    assert sorted(path.name for path in folder.iterdir()) == [f"{n}.{kind}" for n in names for kind in ("json", "png")]
+    assert json.loads((folder / f"{names[0]}.json").read_text())["rows"]
+    assert (folder / f"{names[2]}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_diagnostic_that_is_never_due():
+    with pytest.raises(ValueError, match=r"DiagnosticCallback: every: expected an integer >= 1, got 0"):
+        DiagnosticCallback(lambda: None, "run", every=0)

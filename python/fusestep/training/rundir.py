@@ -58,6 +58,11 @@ class RunDir:
         return self.path / "nonfinite.jsonl"
 
     @property
+    def diagnostics(self) -> Path:
+        """What ``callbacks.DiagnosticCallback`` writes."""
+        return self.path / "diagnostics"
+
+    @property
     def diagnosis(self) -> Path:
         """What ``fusestep diagnose`` found; its picture has the same name."""
         return self.path / "diagnosis.json"
@@ -83,6 +88,8 @@ class RunDir:
             *self.tensorboard.glob("events.out.tfevents.*"),
             self.curves,
             self.nonfinite,
+            *self.diagnostics.glob("*-[0-9]*.json"),
+            *self.diagnostics.glob("*-[0-9]*.png"),
             self.diagnosis,
             self.diagnosis_picture,
             self.sample,
