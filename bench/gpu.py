@@ -129,6 +129,11 @@ class Bench:
             listed[f"masked softmax, p = {p:g}, (8, 16, 1024, 1024) bfloat16"] = Case(
                 lambda p=p: self.softmax(scores, p), 4 * math.prod(scores)
             )
+        logits = (3, 2000) if self.small else (4096, 50257)
+        for dtype, itemsize in (("float32", 4), ("bfloat16", 2)):
+            listed[f"cross-entropy and its gradient over the logits, (4096, 50257) {dtype}"] = Case(
+                lambda dtype=dtype: self.cross_entropy(logits, dtype), 2 * itemsize * math.prod(logits)
+            )
         return listed
 
     def parameters(self, shapes: Shapes, dtype: Any = None) -> list[Any]:
@@ -208,6 +213,16 @@ class Bench:
         return {
             "fusestep": lambda: ops.masked_softmax(scores, out=out, lse=lse, **seed),
             "torch": lambda: functional.dropout(scores.softmax(-1), p) if p else scores.softmax(-1),
+        }
+
+    def cross_entropy(self, shape: tuple[int, ...], dtype: str) -> Contestants:
+        logits = self.random(shape).to(getattr(self.torch, dtype))
+        labels = self.torch.randint(shape[1], shape[:1], device=logits.device)
+        leaf = logits.clone().requires_grad_()
+        ops, torch = self.fusestep.ops, self.torch
+        return {
+            "fusestep": lambda: ops.cross_entropy(logits, labels, grad=logits),
+            "torch": lambda: torch.autograd.grad(torch.nn.functional.cross_entropy(leaf, labels), leaf),
         }
 
     def copy_bandwidth(self) -> float:
