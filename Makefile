@@ -10,7 +10,7 @@ BUILD_SETTINGS := -C build-dir=$(BUILD) -C cmake.define.FUSESTEP_WERROR=ON
 REPAIR := PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair
 SOURCES := $(shell find cpp cuda python bench tests/cuda -type f -not -path '*/__pycache__/*' -not -path 'bench/results/*')
 
-.PHONY: train test bench gpu sdist wheel cuda docs lint format clean
+.PHONY: train test bench gpu sdist wheel wheel-torch cuda neon docs types lint format clean
 
 train: $(BUILD)/.installed
 	$(BIN)/fusestep train $(ARGS)
@@ -66,18 +66,31 @@ wheel: sdist
 	    PYTHON=$$python tools/check_wheel.sh $$wheel; \
 	done
 
+# This machine's wheel beside torches of one's choice: the pinned one, and one from before DLPack's exchange API. From
+# https://download.pytorch.org/whl/cpu, where it can be reached: PyPI's bring gigabytes of CUDA along.
+TORCHES ?= $(shell sed -n 's/^torch==//p' constraints.txt) 2.6.0
+wheel-torch:
+	PYTHON=$(BIN)/python tools/check_wheel_torch.sh \
+	    dist/*-$$($(BIN)/python -c 'import sys; print("cp%d%d" % sys.version_info[:2])')-*.whl $(TORCHES)
+
+# What NEON computes, on a machine that has none: needs g++-aarch64-linux-gnu and qemu-user-static.
+neon:
+	tools/neon.sh
+
 # The documentation, into build/docs; every warning is an error. It reads the built package: half of fusestep.ops is made
 # when it is imported.
 docs: $(BUILD)/.installed
 	$(BIN)/pip install --quiet --constraint constraints.txt mkdocs-material 'mkdocstrings[python]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
-lint: $(BUILD)/.installed
+types: $(BUILD)/.installed
+	$(BIN)/mypy
+
+lint: types
 	$(BIN)/python tools/check_rooms.py
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'cpp/*.h' 'cpp/*.cpp' 'cuda/*.h' 'cuda/*.cu' 'tests/cpp/*.cpp' 'tests/cuda/emulation/*' 'bench/*.cpp')
-	$(BIN)/mypy
 
 format: $(VENV)/.ready
 	$(BIN)/ruff check --fix .
@@ -101,7 +114,7 @@ $(VENV)/.cuda-ready: $(VENV)/.ready
 # Editable, so that a change of a Python file counts at once; a change of anything else builds what depends on it. The
 # kernels of cuda/ are built for emulation only: `make cuda` and `make gpu` compile them for devices.
 $(BUILD)/.installed: $(VENV)/.ready CMakeLists.txt $(SOURCES)
-	$(BIN)/pip install --constraint constraints.txt --no-build-isolation --editable '.[train,bench,test,lint]' \
+	$(BIN)/pip install --constraint constraints.txt --no-build-isolation --editable '.[train,bench,test,lint,typing]' \
 	    $(BUILD_SETTINGS) -C cmake.define.FUSESTEP_CUDA=OFF \
 	    -C cmake.define.FUSESTEP_EMULATE_CUDA=ON
 	touch $@

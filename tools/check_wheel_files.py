@@ -55,7 +55,8 @@ def main() -> int:
     for failure in failures:
         print(f"check_wheel_files: {wheel.name}: {failure}")
     if not failures:
-        print(f"check_wheel_files: {wheel.name}: {wheel.stat().st_size / 1e6:.2f} MB, links the C and C++ runtime alone")
+        size = f"{wheel.stat().st_size / 1e6:.2f} MB"
+        print(f"check_wheel_files: {wheel.name}: {size}, links the C and C++ runtime alone")
     return 1 if failures else 0
 
 
