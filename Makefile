@@ -74,8 +74,8 @@ wheel-torch:
 	    dist/*-$$($(BIN)/python -c 'import sys; print("cp%d%d" % sys.version_info[:2])')-*.whl $(TORCHES)
 
 # What NEON computes, on a machine that has none: needs g++-aarch64-linux-gnu and qemu-user-static.
-neon:
-	tools/neon.sh
+neon: $(VENV)/.ready
+	PYTHON=$(BIN)/python tools/neon.sh $(ARGS)
 
 # The documentation, into build/docs; every warning is an error. It reads the built package: half of fusestep.ops is made
 # when it is imported.

@@ -14,6 +14,6 @@ tar --extract --file "$sdist" --directory "$place" --strip-components 1
 cd "$place"
 for python in "$@"; do
   "$python" -m venv --clear "$place/venv"
-  "$place/venv/bin/pip" wheel --quiet --no-deps --wheel-dir "$folder" . --config-settings=build-dir="$place/build" \
-      --config-settings=cmake.define.FUSESTEP_CUDA=OFF
+  "$place/venv/bin/pip" wheel --quiet --no-deps --wheel-dir "$folder" . --config-settings=build-dir="$place/build/cmake" \
+      --config-settings=cmake.define.FUSESTEP_WERROR=ON --config-settings=cmake.define.FUSESTEP_CUDA=OFF
 done
