@@ -1,7 +1,8 @@
 """Prints the Pythons of this machine that a wheel can be built for: one a line, the newest of each version.
 
 Looks on PATH, among pyenv's versions and among uv's. A Python counts if it runs and has venv, pip and its C headers.
-The one that runs this program is not among them: `make wheel` builds for it anyway.
+The one that runs this program is among them only where there is no other: `make wheel` builds for it anyway, but not from
+the source distribution alone.
 
     python tools/find_pythons.py
 """
@@ -41,12 +42,12 @@ def executable(python: Path, minor: int) -> str | None:
 
 
 def main() -> int:
-    for minor in MINORS:
-        if minor == sys.version_info.minor:
-            continue
-        found = next((path for path in (executable(python, minor) for python in candidates(minor)) if path), None)
-        if found:
-            print(found)
+    others = [
+        next((path for path in (executable(python, minor) for python in candidates(minor)) if path), None)
+        for minor in MINORS
+        if minor != sys.version_info.minor
+    ]
+    print(*(filter(None, others) if any(others) else [sys.executable]), sep="\n")
     return 0
 
 
