@@ -1,8 +1,8 @@
 """Prints the Pythons of this machine that a wheel can be built for: one a line, the newest of each version.
 
 Looks on PATH, among pyenv's versions and among uv's. A Python counts if it runs and has venv, pip and its C headers.
-The one that runs this program is among them only where there is no other: `make wheel` builds for it anyway, but not from
-the source distribution alone.
+The one that runs this program is among them only where there is no other: `make wheel` builds for it anyway, but not
+from the source distribution alone.
 
     python tools/find_pythons.py
 """

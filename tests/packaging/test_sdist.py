@@ -1,6 +1,6 @@
 """The source distribution holds every file of the repository but measurements.
 
-That wheels are built from it alone, in an empty folder, is proven where there is time for it: `make wheel`, release.yml.
+That wheels are built from it alone, in an empty folder, is proven where there is time for it: make wheel, release.yml.
 """
 
 from __future__ import annotations
