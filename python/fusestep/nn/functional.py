@@ -12,7 +12,7 @@ They work under ``torch.compile`` and autocast, and refuse double backward (but 
 
 from __future__ import annotations
 
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -20,6 +20,11 @@ from torch import Tensor
 from fusestep._refusal import check_choice, check_number, check_probability, refuse
 
 from . import _nested, _ops
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ._attention_options import AttentionOptions, Causal, Window
 
 __all__ = [
     "attention",
@@ -31,27 +36,25 @@ __all__ = [
     "scaled_dot_product_attention",
 ]
 
-Window = tuple[int | None, int | None]
-
 _is_any_autocast_enabled = torch._C._is_any_autocast_enabled  # looked up once: it is asked in every call
 _run_attention = _ops.attention.__call__
 
 
 @overload
 def attention(
-    query: Tensor, key: Tensor, value: Tensor, *, return_lse: Literal[False] = ..., **options: Any
+    query: Tensor, key: Tensor, value: Tensor, *, return_lse: Literal[False] = ..., **options: Unpack[AttentionOptions]
 ) -> Tensor: ...
 @overload
 def attention(
-    query: Tensor, key: Tensor, value: Tensor, *, return_lse: Literal[True], **options: Any
+    query: Tensor, key: Tensor, value: Tensor, *, return_lse: Literal[True], **options: Unpack[AttentionOptions]
 ) -> tuple[Tensor, Tensor]: ...
-def attention(  # type: ignore[misc]  # the overloads leave the options to this one
+def attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
     *,
     mask: Tensor | None = None,
-    causal: bool | str = False,
+    causal: bool | Causal = False,
     window: Window | None = None,
     key_lengths: Tensor | None = None,
     alibi_slopes: Tensor | None = None,
@@ -163,7 +166,7 @@ def masked_softmax(
     scores: Tensor,
     *,
     mask: Tensor | None = None,
-    causal: bool | str = False,
+    causal: bool | Causal = False,
     window: Window | None = None,
     key_lengths: Tensor | None = None,
     scale: float | None = None,
