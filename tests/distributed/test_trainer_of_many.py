@@ -94,6 +94,17 @@ def test_another_number_of_processes_goes_on(pair, single, tmp_path):
         assert max(abs(a - b) for a, b in zip(part[:4], losses[4:], strict=True)) <= 2 * single[1]
 
 
+def test_shards_of_four_go_on_as_two_and_as_one(pair, single, tmp_path):
+    with World(4) as four:
+        four.run(checks.writes, str(tmp_path), 4, "FSDP2", seconds=SECONDS)
+    assert len(checkpoint.read(checkpoint.find(tmp_path / "checkpoints"))["ranks"]) == 4
+    for part in (
+        pair.run(checks.goes_on_from, str(tmp_path), 8, "FSDP2", seconds=SECONDS)[0],
+        checks.goes_on_from(tmp_path, 8),
+    ):
+        assert max(abs(a - b) for a, b in zip(part[:4], single[0][4:], strict=False)) <= 2 * single[1]
+
+
 @pytest.mark.parametrize(
     ("what", "message"),
     [
