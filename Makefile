@@ -29,6 +29,7 @@ bench: $(BUILD)/.installed
 	$(BIN)/fusestep bench overhead $(ARGS)
 	$(BIN)/fusestep bench attention $(ARGS)
 	$(BIN)/fusestep bench dropout $(ARGS)
+	$(BIN)/fusestep bench softmax $(ARGS)
 	$(BIN)/fusestep bench loss $(ARGS)
 	$(BIN)/fusestep bench training $(ARGS)
 	$(BIN)/fusestep bench sharded $(ARGS)

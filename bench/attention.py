@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import fusestep
 import fusestep._core as _core
@@ -31,6 +32,7 @@ from .attention_cases import (
 )
 from .memory import peak_growth
 from .rows import OURS, Bar, Row, check_row, work_row
+from .session import Session
 from .timing import Contestant, Effort, Timings, measure
 
 OUR_FLOAT32 = "fusestep float32"
@@ -38,24 +40,29 @@ MIB = 2**20
 _PEAK_PIECES = 256  # an eighth of a millisecond or so: the timing repeats them to fill a slot
 
 
-def run(shapes: Sequence[Shape], only: str, effort: Effort, say: Callable[[str], None]) -> list[Row]:
-    """A row for each shape, mask, p and direction whose title contains `only`; then the checks that need several."""
-    threads = fusestep.get_num_threads()
-    wanted = list(bars(threads))
+def run(shapes: Sequence[Shape], only: str, session: Session) -> list[Row]:
     rows = []
+    for title, measure_rows in measurements(shapes, only, session):
+        session.say(title)
+        rows += measure_rows()
+    return rows
+
+
+def measurements(shapes: Sequence[Shape], only: str, session: Session) -> list[tuple[str, Callable[[], list[Row]]]]:
+    """A row for each shape, mask, p and direction whose title contains `only`; then the checks that need several."""
+    effort, wanted = session.effort, list(bars(session.threads))
+    planned: list[tuple[str, Callable[[], list[Row]]]] = []
     for problem in problems(shapes):
         if only in f"{problem.direction}, {problem.title}":
-            say(f"attention {problem.direction}, {problem.title}")
-            rows += problem_rows(problem, wanted, effort, threads)
-    for shape in shapes:
-        if shape in (S256, S1024) and only in "Philox":
-            say(f"Philox's share, {shape}")
-            rows.append(philox_row(shape, effort))
+            measure_rows = partial(problem_rows, problem, wanted, effort, session.threads)
+            planned.append((f"attention {problem.direction}, {problem.title}", measure_rows))
+    if only in "Philox":
+        drawn = [shape for shape in shapes if shape in (S256, S1024)]
+        planned += [(f"Philox's share, {shape}", partial(philox_rows, shape, effort)) for shape in drawn]
     low = Problem(S256, "none", 0.0, FORWARD, torch.bfloat16)
     if S256 in shapes and only in low.title:
-        say(f"attention forward, {low.title}")
-        rows.append(bfloat16_row(low, effort))
-    return rows
+        planned.append((f"attention forward, {low.title}", partial(bfloat16_rows, low, effort)))
+    return planned
 
 
 def problems(shapes: Iterable[Shape]) -> list[Problem]:
@@ -111,7 +118,7 @@ def against_peak(contestants: Sequence[Contestant], problem: Problem, effort: Ef
     return replace(timings, seconds={**timings.seconds, PEAK: peak})
 
 
-def philox_row(shape: Shape, effort: Effort) -> Row:
+def philox_rows(shape: Shape, effort: Effort) -> list[Row]:
     """The part of the forward pass that dropout adds."""
     plain, dropping = (Problem(shape, "none", p, FORWARD) for p in (0.0, 0.1))
     timings = measure(
@@ -119,10 +126,10 @@ def philox_row(shape: Shape, effort: Effort) -> Row:
         effort,
     )
     share = 1 - timings.ratio(plain.title, to=dropping.title).median
-    return check_row("attention", f"Philox's share of forward, {shape}", "", share, PHILOX_SHARE, {})
+    return [check_row("attention", f"Philox's share of forward, {shape}", "", share, PHILOX_SHARE, {})]
 
 
-def bfloat16_row(problem: Problem, effort: Effort) -> Row:
+def bfloat16_rows(problem: Problem, effort: Effort) -> list[Row]:
     """16-bit storage against our own float32."""
     single = replace(problem, dtype=torch.float32)
     low = steps(problem, make_tensors(problem))
@@ -133,9 +140,8 @@ def bfloat16_row(problem: Problem, effort: Effort) -> Row:
         Contestant(PEAK, lambda: _core.fma_peak(_PEAK_PIECES)),
     ]
     bar = Bar(FORWARD, problem.title, OUR_FLOAT32, 1 / BF16_SPEED)
-    return work_row(
-        "attention", FORWARD, problem.title, problem.flops, against_peak(contestants, problem, effort), {}, [bar]
-    )
+    timings = against_peak(contestants, problem, effort)
+    return [work_row("attention", FORWARD, problem.title, problem.flops, timings, {}, [bar])]
 
 
 def memory_growth(problem: Problem, name: str, threads: int) -> int | None:

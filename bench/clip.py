@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import fusestep
 import fusestep.ops
@@ -13,12 +13,14 @@ import numpy as np
 import torch
 
 from .cases import Case, Storage
-from .floor import bytes_per_element, floor
+from .floor import bytes_per_element, floor, step_passes
 from .memory import peak_growth
+from .peers import CLIP_ADAMW, LR
 from .rows import OURS, Bar, Row, check_row, timing_row
-from .timing import Contestant, Effort, measure
+from .session import Session
+from .timing import Contestant, measure
 
-OPERATION = "clip + AdamW"
+OPERATION = CLIP_ADAMW
 TORCH = "torch clip_grad_norm_ + fused"
 STATES = ("exp_avg", "exp_avg_sq")
 # Below the norm of the gradients, so that torch starts by clipping. It leaves gradients of this norm behind; from then
@@ -32,10 +34,10 @@ BARS = (
 )
 
 
-def contestants(storage: Storage) -> list[Contestant]:
+def contestants(storage: Storage, session: Session) -> list[Contestant]:
     """torch's clip_grad_norm_ and fused AdamW, our AdamW with max_grad_norm, and the floor of both passes."""
-    fused = torch.optim.AdamW(storage.params, fused=True)
-    ours = fusestep.optim.AdamW(storage.params, max_grad_norm=MAX_NORM)
+    fused = torch.optim.AdamW(storage.params, lr=LR, fused=True)
+    ours = fusestep.optim.AdamW(storage.params, lr=LR, max_grad_norm=MAX_NORM)
     for optimizer in (fused, ours):
         storage.lend_states(optimizer, STATES, counts_steps=True)
 
@@ -45,29 +47,30 @@ def contestants(storage: Storage) -> list[Contestant]:
 
     return [
         Contestant(OURS, ours.step),
-        floor(storage, len(STATES), clipping=True),
+        floor(*step_passes(storage, len(STATES), clipping=True)),
         Contestant(TORCH, clip_and_step),
+        *session.peers.contestants(CLIP_ADAMW, storage, MAX_NORM, max_rounds=session.effort.slow_rounds),
     ]
 
 
-def run(cases: Iterable[Case], norm_elements: int, effort: Effort, say: Callable[[str], None]) -> list[Row]:
+def run(cases: Iterable[Case], norm_elements: int, session: Session) -> list[Row]:
     """A timing row and a memory row for each case, then the accuracy and the determinism of the norm."""
     rows = []
-    num_bytes = bytes_per_element(len(STATES), clipping=True)
     for case in cases:
-        say(f"{OPERATION}, {case.title}")
+        session.say(f"{OPERATION}, {case.title}")
         storage = Storage(case, num_states=len(STATES))
-        everybody = contestants(storage)
-        rows.append(timing_row("clip", OPERATION, case, num_bytes, measure(everybody, effort), BARS))
+        everybody = contestants(storage, session)
+        num_bytes = bytes_per_element(*step_passes(storage, len(STATES), clipping=True))
+        rows.append(timing_row("clip", OPERATION, case, num_bytes, measure(everybody, session.effort), BARS))
         rows.append(memory_row(case, everybody))
-    say(f"norm of {norm_elements:,} elements")
+    session.say(f"norm of {norm_elements:,} elements")
     rows += norm_rows(norm_elements)
     return rows
 
 
 def memory_row(case: Case, warm: Iterable[Contestant]) -> Row:
     """What a step allocates once everything that is kept between steps is there."""
-    growth = {contestant.name: peak_growth(contestant.step) for contestant in warm}
+    growth = {c.name: peak_growth(c.step) for c in warm if c.name in (OURS, TORCH)}
     mib = {name: None if size is None else size / MIB for name, size in growth.items()}
     what = f"extra memory of {OPERATION}, {case.title}"
     return check_row("clip", what, "MiB", mib[OURS], 1.0, {TORCH: mib[TORCH]})

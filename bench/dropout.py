@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 
 import fusestep.nn.functional as F
 import torch
 from torch import Tensor
 
 from .cases import Case
+from .floor import Pass, bytes_per_element, floor
+from .functions import Function, MakeStep, both, forward
+from .peers import FUNCTION
 from .rows import OURS, Bar, Row, timing_row
-from .timing import Contestant, Effort, measure
+from .session import Session
+from .timing import Contestant, measure
 
 TORCH = "torch F.dropout"
 P = 0.1
@@ -23,38 +27,68 @@ BARS = (
 )
 
 
+@dataclass(frozen=True)
+class Operation:
+    """What is called, on what, and what has to move where the mask costs nothing."""
+
+    title: str
+    ours: Function
+    theirs: Function
+    make_step: MakeStep
+    moved: tuple[Pass, ...]
+
+
 def elements_case(quick: bool) -> Case:
     return Case("elements", "1M elements", [(2**20,)]) if quick else Case("elements", "4M elements", [(2**22,)])
 
 
-def run(case: Case, effort: Effort, say: Callable[[str], None]) -> list[Row]:
+def operations(case: Case) -> list[Operation]:
     generator = torch.Generator().manual_seed(0)
     x, residual, grad = (torch.randn(case.shapes[0], generator=generator) for _ in range(3))
-    theirs, ours = torch.nn.functional.dropout, F.dropout
+    # Zeros stay zeros, and would be as fast as anything: torch's own time does not depend on the values either.
+    in_place = x.clone()
+    out, grad_x = [torch.empty_like(x)], [torch.empty_like(x)]
+
+    def torch_dropout(x: Tensor) -> Tensor:
+        return torch.nn.functional.dropout(x, P)
+
+    def torch_in_place(x: Tensor) -> Tensor:
+        return torch.nn.functional.dropout(x, P, inplace=True)
 
     def torch_add(x: Tensor, residual: Tensor) -> Tensor:
-        return residual + theirs(x, P)
+        return residual + torch.nn.functional.dropout(x, P)
+
+    def our_dropout(x: Tensor) -> Tensor:
+        return F.dropout(x, P)
+
+    def our_in_place(x: Tensor) -> Tensor:
+        return F.dropout(x, P, inplace=True)
 
     def our_add(x: Tensor, residual: Tensor) -> Tensor:
         return F.dropout_add(x, residual, P)
 
-    def both(function: Callable[..., Tensor], *inputs: Tensor) -> Callable[[], object]:
-        leaves = [tensor.clone().requires_grad_() for tensor in inputs]
-        return lambda: torch.autograd.grad(function(*leaves), leaves, grad)
-
-    # Zeros stay zeros, and would be as fast as anything: torch's own time does not depend on the values either.
-    in_place = x.clone()
-    # Operation, ours, torch's, bytes an element: what is read and written when the mask costs nothing.
-    operations: list[tuple[str, Callable[[], object], Callable[[], object], int]] = [
-        (FORWARD, lambda: ours(x, P), lambda: theirs(x, P), 8),
-        (IN_PLACE, lambda: ours(in_place, P, inplace=True), lambda: theirs(in_place, P, inplace=True), 8),
-        (BOTH, both(lambda x: ours(x, P), x), both(lambda x: theirs(x, P), x), 16),
-        (ADD, lambda: our_add(x, residual), lambda: torch_add(x, residual), 12),
-        (ADD_BOTH, both(our_add, x, residual), both(torch_add, x, residual), 20),
+    plain = Pass(read=([x],), written=(out,))
+    backward = Pass(read=([grad],), written=(grad_x,))  # that of the residual is the result's own
+    add = Pass(read=([x], [residual]), written=(out,))
+    return [
+        Operation(FORWARD, our_dropout, torch_dropout, forward(x), (plain,)),
+        Operation(IN_PLACE, our_in_place, torch_in_place, forward(in_place), (Pass(updated=([in_place],)),)),
+        Operation(BOTH, our_dropout, torch_dropout, both(grad, x), (plain, backward)),
+        Operation(ADD, our_add, torch_add, forward(x, residual), (add,)),
+        Operation(ADD_BOTH, our_add, torch_add, both(grad, x, residual), (add, backward)),
     ]
-    rows = []
-    for operation, our_step, torch_step, num_bytes in operations:
-        say(f"{operation}, {case.title}")
-        contestants = [Contestant(OURS, our_step), Contestant(TORCH, torch_step, effort.slow_rounds)]
-        rows.append(timing_row("dropout", operation, case, num_bytes, measure(contestants, effort), BARS))
+
+
+def run(case: Case, session: Session) -> list[Row]:
+    slow, rows = session.effort.slow_rounds, []
+    for operation in operations(case):
+        session.say(f"{operation.title}, {case.title}")
+        contestants = [
+            Contestant(OURS, operation.make_step(operation.ours)),
+            floor(*operation.moved),
+            Contestant(TORCH, operation.make_step(operation.theirs), slow),
+            *session.peers.contestants(FUNCTION, operation.theirs, operation.make_step, max_rounds=slow),
+        ]
+        timings, moved = measure(contestants, session.effort), bytes_per_element(*operation.moved)
+        rows.append(timing_row("dropout", operation.title, case, moved, timings, BARS))
     return rows

@@ -1,13 +1,14 @@
 """The floor: the time that the memory itself takes.
 
 A step of an optimizer is bound by memory, so no step can be faster than its reads and writes alone. The floor does
-exactly those, in place, on the same arrays, with the same threads, with one multiply-add for each element written,
-and it runs in the same rounds as the contestants.
+exactly those, on the same arrays, with the same threads, with one operation on bits for each vector, and it runs in the
+same rounds as the contestants. What it updates keeps its values; what it only writes becomes zeros.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import fusestep._core as _core
 import torch
@@ -17,25 +18,46 @@ from .timing import Contestant
 
 NAME = "floor"
 
-_FLOAT32 = 4
+Tensors = Sequence[torch.Tensor]
 
 
-def bytes_per_element(num_states: int, clipping: bool = False) -> int:
-    """What a step moves: parameter, gradient and states are read; parameter and states written.
+@dataclass(frozen=True)
+class Pass:
+    """What one pass over the elements moves: lists of tensors, one list for each role (parameters, gradients, ...)."""
+
+    updated: tuple[Tensors, ...] = ()  # read and written
+    read: tuple[Tensors, ...] = ()
+    written: tuple[Tensors, ...] = ()
+
+    @property
+    def bytes_per_element(self) -> int:
+        moved = (*self.updated, *self.updated, *self.read, *self.written)
+        return sum(tensors[0].element_size() for tensors in moved)
+
+
+def floor(*passes: Pass) -> Contestant:
+    """The passes, one after another, through memory."""
+    lists = [([*map(_detached, p.updated)], [*map(_detached, p.read)], [*map(_detached, p.written)]) for p in passes]
+
+    def step() -> None:
+        for updated, read, written in lists:
+            _core.stream_floor(updated, read, written)
+
+    return Contestant(NAME, step)
+
+
+def bytes_per_element(*passes: Pass) -> int:
+    return sum(p.bytes_per_element for p in passes)
+
+
+def step_passes(storage: Storage, num_states: int, clipping: bool = False) -> list[Pass]:
+    """A step with so many states: parameters and states are updated, gradients read.
 
     With clipping the gradients are read once more, before everything else, for the norm.
     """
-    return _FLOAT32 * ((2 + num_states) + (1 + num_states) + (1 if clipping else 0))
+    update = Pass((storage.params, *storage.states[:num_states]), (storage.grads,))
+    return [Pass(read=(storage.grads,)), update] if clipping else [update]
 
 
-def floor(storage: Storage, num_states: int, clipping: bool = False) -> Contestant:
-    """The floor of a step with so many states. Of a list, all but the last array are read and written."""
-    params = [param.detach() for param in storage.params]
-    update: list[Sequence[torch.Tensor]] = [params, *storage.states[:num_states], storage.grads]
-    passes: list[list[Sequence[torch.Tensor]]] = [[storage.grads], update] if clipping else [update]
-
-    def step() -> None:
-        for arrays in passes:
-            _core.stream_floor(arrays)
-
-    return Contestant(NAME, step)
+def _detached(tensors: Tensors) -> list[torch.Tensor]:
+    return [tensor.detach() for tensor in tensors]

@@ -6,14 +6,19 @@ import multiprocessing
 from collections.abc import Callable
 
 import fusestep
+import fusestep._core as _core
 import fusestep.nn.functional as F
 import torch
 from torch import Tensor
 
 from .cases import Case
+from .floor import Pass, bytes_per_element, floor
+from .functions import Function
 from .memory import peak_growth
-from .rows import OURS, Bar, Row, check_row, timing_row
-from .timing import Contestant, Effort, measure
+from .peers import FUNCTION
+from .rows import OURS, YARDSTICK, Bar, Row, check_row, timing_row
+from .session import Session
+from .timing import Contestant, measure
 
 TORCH = "torch F.cross_entropy"
 OVER, NEW = "cross-entropy over the logits, forward + backward", "cross-entropy, forward + backward"
@@ -30,21 +35,24 @@ def logits_shape(quick: bool) -> tuple[int, int]:
     return (256, 50257) if quick else (2048, 50257)
 
 
-def run(shape: tuple[int, int], threads: int, effort: Effort, say: Callable[[str], None]) -> list[Row]:
+def run(shape: tuple[int, int], session: Session) -> list[Row]:
     """shape: (tokens, vocabulary)."""
     rows = []
     for dtype in (torch.float32, torch.bfloat16):
         name = str(dtype).removeprefix("torch.")
         case = Case(name, f"{shape} {name}", [shape])
         for operation in (NEW, OVER):
-            say(f"{operation}, {case.title}")
-            contestants = _cross_entropies(shape, dtype, operation, effort)
-            moved = 2 * dtype.itemsize  # each logit read, its gradient written
-            rows.append(timing_row("loss", operation, case, moved, measure(contestants, effort), BARS))
-    return rows + _linear(shape, threads, effort, say)
+            session.say(f"{operation}, {case.title}")
+            contestants, moved = _cross_entropies(shape, dtype, operation, session)
+            timings = measure(contestants, session.effort)
+            rows.append(timing_row("loss", operation, case, bytes_per_element(moved), timings, BARS))
+    return rows + _linear(shape, session)
 
 
-def _cross_entropies(shape: tuple[int, int], dtype: torch.dtype, operation: str, effort: Effort) -> list[Contestant]:
+def _cross_entropies(
+    shape: tuple[int, int], dtype: torch.dtype, operation: str, session: Session
+) -> tuple[list[Contestant], Pass]:
+    """The contestants, and what has to move: each logit is read, its gradient written."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(0, shape[1], shape[:1], generator=generator)
     leaf = torch.randn(shape, generator=generator).to(dtype).requires_grad_()
@@ -55,18 +63,31 @@ def _cross_entropies(shape: tuple[int, int], dtype: torch.dtype, operation: str,
     def ours() -> object:
         return torch.autograd.grad(F.cross_entropy(logits, labels, overwrite_logits=over), logits)
 
-    def theirs() -> object:
-        return torch.autograd.grad(torch.nn.functional.cross_entropy(torchs, labels), torchs)
+    def torch_loss(logits: Tensor, labels: Tensor) -> Tensor:
+        return torch.nn.functional.cross_entropy(logits, labels)
 
-    return [Contestant(OURS, ours), Contestant(TORCH, theirs, effort.slow_rounds)]
+    def make_step(function: Function) -> Callable[[], object]:
+        return lambda: torch.autograd.grad(function(torchs, labels), torchs)
+
+    values, slow = logits.detach(), session.effort.slow_rounds
+    moved = Pass(updated=([values],)) if over else Pass(read=([values],), written=([torch.empty_like(values)],))
+    contestants = [
+        Contestant(OURS, ours),
+        floor(moved),
+        Contestant(TORCH, make_step(torch_loss), slow),
+        *session.peers.contestants(FUNCTION, torch_loss, make_step, max_rounds=slow),
+    ]
+    return contestants, moved
 
 
-def _linear(shape: tuple[int, int], threads: int, effort: Effort, say: Callable[[str], None]) -> list[Row]:
+def _linear(shape: tuple[int, int], session: Session) -> list[Row]:
     case = Case("linear", f"hidden ({shape[0]}, {WIDTH}), {shape[1]} classes", [shape])
-    say(f"{LINEAR}, {case.title}")
-    contestants = [Contestant(name, _linear_step(shape, name), effort.slow_rounds) for name in (OURS, TORCH)]
-    timing = timing_row("loss", LINEAR, case, None, measure(contestants, effort))
-    growth = {name: _growth(shape, name, threads) for name in (OURS, TORCH)}
+    session.say(f"{LINEAR}, {case.title}")
+    slow = session.effort.slow_rounds
+    contestants = [Contestant(name, _linear_step(shape, name), slow) for name in (OURS, TORCH)]
+    contestants.append(Contestant(YARDSTICK, lambda: _core.fma_peak(256), slow))
+    timing = timing_row("loss", LINEAR, case, None, measure(contestants, session.effort))
+    growth = {name: _growth(shape, name, session.threads) for name in (OURS, TORCH)}
     what = f"peak memory growth of {LINEAR}, {case.title}"
     theirs = growth[TORCH]
     return [timing, check_row("loss", what, "bytes", growth[OURS], theirs or 0, {TORCH: theirs})]

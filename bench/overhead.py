@@ -13,6 +13,7 @@ import torch
 from . import nanobind_module
 from .cases import Case, Storage
 from .rows import OURS, Row, timing_row
+from .session import Session
 from .timing import Contestant, Effort, measure
 
 PYBIND11 = "pybind11 (fusestep)"
@@ -70,18 +71,18 @@ def ways(say: Callable[[str], None]) -> list[Way]:
     ]
 
 
-def run(lengths: Iterable[int], effort: Effort, say: Callable[[str], None]) -> list[Row]:
+def run(lengths: Iterable[int], session: Session) -> list[Row]:
     """Rows for the ways to read, then a timing row for steps over tensors of a single element.
 
     lengths: numbers of parameters; a list to read has ROLES times as many arrays.
     """
-    everybody = ways(say)
+    everybody = ways(session.say)
     rows = []
     for length in (0, *lengths):
-        say(f"reading {length} x {ROLES} arrays")
-        rows += read_rows(everybody, length, effort)
-    say("AdamW, 1,000 tensors of 1 element")
-    rows.append(step_row(Case("ones", "1,000 x 1", [(1,)] * 1000), effort))
+        session.say(f"reading {length} x {ROLES} arrays")
+        rows += read_rows(everybody, length, session.effort)
+    session.say("AdamW, 1,000 tensors of 1 element")
+    rows.append(step_row(Case("ones", "1,000 x 1", [(1,)] * 1000), session.effort))
     return rows
 
 

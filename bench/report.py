@@ -4,27 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from .rows import OURS, QUIET_LOAD, Row
+from .rows import OURS, QUIET_LOAD, STEADY_SPREAD, Row, noise
 
 
-def render(machine: Row, rows: list[Row], quick: bool) -> str:
+def render(document: Row) -> str:
     """Everything that was measured, and the bars of all of it at the end."""
-    parts = [_machine(machine)]
+    rows, quick = document["results"], document["quick"]
+    parts = [machine(document["machine"]), _contestants(document["contestants"])]
     if quick:
         parts.append("Quick run: smaller arrays, few rounds. The bars are for the full sizes: shown, but not judged.")
     parts += [_timing(row) for row in rows if "contestants" in row]
-    parts += [table for table in [_reading([row for row in rows if "ns_a_call" in row])] if table]
-    parts += [table for table in [_bars(rows, quick)] if table]
+    parts += [part for part in [_reading([row for row in rows if "ns_a_call" in row])] if part]
+    parts += [part for part in [_bars(rows, quick), noise_warning(rows)] if part]
     return "\n\n".join(parts) + "\n"
 
 
-def _machine(machine: Row) -> str:
+def machine(machine: Row) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version)
     return (
         f"{machine['cpu']}, {machine['cpus']} CPUs, {machine['memory_gib']} GiB, "
         f"huge pages: {machine['transparent_hugepages']}\n"
         f"{machine['threads']} threads ({machine['thread_source']}), {machine['simd']}; "
         f"{versions}, Python {machine['python']}; {machine['date']}"
+    )
+
+
+def _contestants(contestants: Row) -> str:
+    lines = []
+    for name, record in contestants.items():
+        version = "" if record["version"] is None else f" {record['version']}"
+        rows = f"in {record['rows']} row{'' if record['rows'] == 1 else 's'}" if record["rows"] else ""
+        lines.append(f"  {name}{version}: " + "; ".join(part for part in (rows, record["left_out"]) if part))
+    return "\n".join(["Beside torch and the floor:", *lines])
+
+
+def noise_warning(rows: list[Row]) -> str:
+    """Empty where the machine was quiet."""
+    timed = [row for row in rows if "other_load" in row]
+    noisy = [row for row in timed if noise(row)]
+    if not noisy:
+        return ""
+    return (
+        f"WARNING: {len(noisy)} of {len(timed)} rows are noisy: others used more than {QUIET_LOAD:.0%} of the CPUs, or "
+        f"the quartiles of the floor's own repeats lie more than {STEADY_SPREAD:.0%} apart."
     )
 
 
@@ -40,7 +62,7 @@ def _timing(row: Row) -> str:
         size = f"{row['tensors']:,} tensor{'s' if row['tensors'] > 1 else ''}, {row['elements']:,} elements"
         size += "" if row["bytes_per_element"] is None else f", {row['bytes_per_element']} B an element"
         figures = {"GB/s": ("gb_per_s", ".1f"), "of floor's": ("share_of_floor_bandwidth", ".0%")}
-    lines = [f"{row['operation']}, {row['case']}: {size}{_load(row)}"]
+    lines = [f"{row['operation']}, {row['case']}: {size}{_noisy(row)}"]
     header = ["", "ms", "quartiles", "rounds", *figures, f"{OURS}/it", "quartiles"]
     body = []
     for name, contestant in row["contestants"].items():
@@ -57,7 +79,7 @@ def _timing(row: Row) -> str:
                 "" if ratio is None else f"{ratio['q1']:.3f}-{ratio['q3']:.3f}",
             ]
         )
-    return "\n".join(lines + _table(header, body))
+    return "\n".join(lines + table(header, body))
 
 
 def _reading(rows: list[Row]) -> str:
@@ -69,7 +91,7 @@ def _reading(rows: list[Row]) -> str:
         line = body.setdefault((row["binding"], row["source"]), [f"{row['binding']}: {row['source']}"])
         each = "" if row["ns_an_array"] is None else f" ({row['ns_an_array']:.1f} each)"
         line.append(f"{row['ns_a_call']['median']:,.0f} ns{each}")
-    return "\n".join(["Overhead" + _load(rows[-1]), *_table(header, list(body.values()))])
+    return "\n".join(["Overhead" + _noisy(rows[-1]), *table(header, list(body.values()))])
 
 
 def _by_arrays(rows: list[Row]) -> list[str]:
@@ -92,7 +114,7 @@ def _bars(rows: list[Row], quick: bool) -> str:
             body.append([row["check"], peers, at_most, reached, _verdict(row["met"], False, quick)])
     if not body:
         return ""
-    return "\n".join(["Bars", *_table(["", "against", "at most", "reached", "met"], body)])
+    return "\n".join(["Bars", *table(["", "against", "at most", "reached", "met"], body)])
 
 
 def _verdict(met: bool | None, noisy: bool, quick: bool) -> str:
@@ -102,9 +124,9 @@ def _verdict(met: bool | None, noisy: bool, quick: bool) -> str:
     return f"({verdict})" if quick else f"{verdict}, but noisy" if noisy else verdict
 
 
-def _load(row: Row) -> str:
-    load = row["other_load"]
-    return f" (noisy: others used {load:.0%} of the CPUs)" if load is not None and load > QUIET_LOAD else ""
+def _noisy(row: Row) -> str:
+    reason = noise(row)
+    return f" (noisy: {reason})" if reason else ""
 
 
 def _number(value: float | None, form: str) -> str:
@@ -117,7 +139,7 @@ def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}"
 
 
-def _table(header: list[str], body: Iterable[list[str]]) -> list[str]:
+def table(header: list[str], body: Iterable[list[str]]) -> list[str]:
     """Columns padded to their widest cell; the first one to the left, the others to the right."""
     lines = [header, *body]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]

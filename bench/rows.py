@@ -15,8 +15,15 @@ PEAK = "fma peak"
 
 Row = dict[str, Any]
 
-# Beyond this share of the CPUs used by others, a verdict is marked as noisy.
+# A contestant that only shows how steady the machine is, in rows that have neither a floor nor a peak. It is no result.
+YARDSTICK = "yardstick"
+YARDSTICKS = (FLOOR, PEAK)
+
+# A row is noisy where others used more than this share of the CPUs, or where the quartiles of the floor's own repeats
+# (of the peak's, where there is no floor) lie further apart than this share of their median. On a quiet machine they
+# lie 1% apart in half of the rows, less than 8% in nine of ten.
 QUIET_LOAD = 0.05
+STEADY_SPREAD = 0.10
 
 
 @dataclass(frozen=True)
@@ -90,27 +97,48 @@ def _times(
     operation: str, key: str, timings: Timings, bars: Iterable[Bar], details: Callable[[str], Row]
 ) -> dict[str, Any]:
     at_most = {bar.against: bar.at_most for bar in bars if (bar.operation, bar.case) == (operation, key)}
+    names = [name for name in timings.seconds if name != YARDSTICK]
+    spreads = [timings.spread(name).relative for name in (*YARDSTICKS, YARDSTICK) if name in timings.seconds]
+    condition: Row = {"other_load": timings.other_load, "yardstick_spread": spreads[0] if spreads else None}
+    noisy = bool(noise(condition))
     return {
-        "other_load": timings.other_load,
+        **condition,
         "contestants": {
             name: {"seconds": asdict(timings.spread(name)), "rounds": len(timings.seconds[name]), **details(name)}
-            for name in timings.seconds
+            for name in names
         },
-        "ratios": {
-            name: _ratio(timings.ratio(OURS, name), at_most.get(name), timings.other_load)
-            for name in timings.seconds
-            if name != OURS
-        },
+        "ratios": {name: _ratio(timings.ratio(OURS, name), at_most.get(name), noisy) for name in names if name != OURS},
     }
 
 
-def _ratio(ratio: Spread, at_most: float | None, other_load: float | None) -> Row:
+def noise(row: Row) -> str:
+    """Why the machine was too busy or too unsteady for this row to be trusted; empty if it was not."""
+    load, spread = row.get("other_load"), _yardstick_spread(row)
+    reasons = []
+    if load is not None and load > QUIET_LOAD:
+        reasons.append(f"others used {load:.0%} of the CPUs")
+    if spread is not None and spread > STEADY_SPREAD:
+        reasons.append(f"the floor's own repeats spread by {spread:.0%}")
+    return ", ".join(reasons)
+
+
+def _yardstick_spread(row: Row) -> float | None:
+    """As written down, or, in files of schema 1, from the floor's or the peak's quartiles."""
+    stored: float | None = row.get("yardstick_spread")
+    if stored is not None:
+        return stored
+    for name in YARDSTICKS:
+        if name in row.get("contestants", {}):
+            return Spread(**row["contestants"][name]["seconds"]).relative
+    return None
+
+
+def _ratio(ratio: Spread, at_most: float | None, noisy_row: bool) -> Row:
     """`met` is the verdict by the median; `noisy` says that this run does not settle it."""
     if at_most is None:
         return asdict(ratio)
     straddles = ratio.q1 <= at_most < ratio.q3
-    busy = other_load is not None and other_load > QUIET_LOAD
-    return {**asdict(ratio), "at_most": at_most, "met": ratio.median <= at_most, "noisy": straddles or busy}
+    return {**asdict(ratio), "at_most": at_most, "met": ratio.median <= at_most, "noisy": straddles or noisy_row}
 
 
 def check_row(

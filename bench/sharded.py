@@ -21,7 +21,8 @@ import torch
 from .cases import Case
 from .clip import MAX_NORM, OPERATION, STATES
 from .rows import OURS, Row, check_row, timing_row
-from .timing import Contestant, Effort, measure
+from .session import Session
+from .timing import Contestant, measure
 
 PROCESSES = 2
 TORCH = "torch clip_grad_norm_ + fused"
@@ -60,20 +61,20 @@ def contestants(case: Case) -> list[Contestant]:
     ]
 
 
-def run(case: Case, threads: int, effort: Effort, say: Callable[[str], None]) -> list[Row]:
-    """A timing row, and the number of collectives in a step. threads: of both processes together."""
+def run(case: Case, session: Session) -> list[Row]:
+    """A timing row, and the number of collectives in a step. The session's threads are those of both together."""
     from torch.distributed.tensor.debug import CommDebugMode
 
-    say(f"{OPERATION} over {PROCESSES} processes, {case.title}")
+    session.say(f"{OPERATION} over {PROCESSES} processes, {case.title}")
     before = torch.get_num_threads(), fusestep.info()["threads"]
-    with _both(case, threads) as everybody:
+    with _both(case, session.threads) as everybody:
         collectives = {}
         for contestant in everybody:
             with CommDebugMode() as communication:
                 contestant.step()
             collectives[contestant.name] = float(communication.get_total_counts())
         # The load of others is not known: the other process would count as one of them.
-        timings = replace(measure(everybody, effort), other_load=None)
+        timings = replace(measure(everybody, session.effort), other_load=None)
     torch.set_num_threads(before[0])
     fusestep.set_num_threads(before[1])
     ours = collectives.pop(OURS)

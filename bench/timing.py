@@ -50,7 +50,7 @@ class Effort:
 
 FULL = Effort(rounds=25, seconds=20.0, slow_rounds=7)
 MANY = Effort(rounds=11, seconds=4.0, slow_rounds=3)  # for benchmarks of a hundred rows
-QUICK = Effort(rounds=7, seconds=1.5, slow_rounds=3)
+QUICK = Effort(rounds=5, seconds=0.4, slow_rounds=3)
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,11 @@ class Spread:
     def of(cls, values: Sequence[float]) -> Spread:
         q1, median, q3 = np.percentile(values, [25, 50, 75])
         return cls(float(median), float(q1), float(q3), float(min(values)))
+
+    @property
+    def relative(self) -> float:
+        """The distance of the quartiles, as a share of the median."""
+        return (self.q3 - self.q1) / self.median
 
 
 @dataclass(frozen=True)

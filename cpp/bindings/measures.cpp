@@ -29,27 +29,40 @@ std::size_t read_tensors(py::handle arrays) {
   return items.size();
 }
 
-// The least work that moves an optimizer's memory: lists[k][i] is array k of tensor i, all float32 and contiguous; the
-// arrays of the first lists are written in place, those of the last one only read. The work is shared out as the
-// optimizers' is: with one half of the arrays for each thread it was up to a fifth slower, no floor at all.
-void stream_floor(const py::list& lists) {
-  const int num_arrays = static_cast<int>(lists.size());
+// The least work that moves an operation's memory. Each of the three is a list of lists of arrays: [k][i] is array k of
+// tensor i, all of a tensor contiguous and with the same number of elements, of floats or uint8. Those updated keep
+// their values; those written become zeros. The work is shared out as the optimizers' is: with one half of the arrays
+// for each thread it was up to a fifth slower, no floor at all.
+void stream_floor(const py::list& updated, const py::list& read, const py::list& written) {
   TensorReader reader;
-  std::vector<std::vector<float*>> tensors;  // [tensor][array]
-  std::vector<std::int64_t> ends;            // [tensor]: where it ends on the line of all elements
-  const Argument argument{"stream_floor", "lists"};
-  if (num_arrays < 1 || num_arrays > 4) refuse_value(argument, "1 to 4 lists", std::to_string(num_arrays));
-  for (int k = 0; k < num_arrays; ++k) {
-    const ItemList items(lists[static_cast<std::size_t>(k)], argument);
-    tensors.resize(items.size());
-    for (std::size_t i = 0; i < items.size(); ++i) {
-      const TensorView view = reader.read(items[i], argument);
-      if (view.dtype != DType::float32 || !is_contiguous(view)) refuse_value(argument, "contiguous float32", "another");
-      if (k < num_arrays - 1) check_writable(view, argument);
-      tensors[i].push_back(static_cast<float*>(view.data));
-      if (k == 0) ends.push_back((ends.empty() ? 0 : ends.back()) + view.numel);
+  std::vector<std::vector<StreamArray>> tensors;  // [tensor][array]
+  std::vector<std::int64_t> ends;                 // [tensor]: where it ends on the line of all elements
+  const auto add = [&](const py::list& lists, StreamAccess access, const char* name) {
+    const Argument argument{"stream_floor", name};
+    for (const py::handle list : lists) {
+      const ItemList items(list, argument);
+      const bool first = tensors.empty();
+      if (first) tensors.resize(items.size());
+      if (items.size() != tensors.size()) {
+        refuse_value(argument, std::to_string(tensors.size()) + " arrays in each list", std::to_string(items.size()));
+      }
+      for (std::size_t i = 0; i < items.size(); ++i) {
+        const TensorView view = reader.read(items[i], argument, Dtypes::floats_and_codes);
+        if (!is_contiguous(view)) refuse_value(argument, "contiguous arrays", "a strided one");
+        if (access != StreamAccess::read) check_writable(view, argument);
+        const std::int64_t begin = i == 0 ? 0 : ends[i - 1];
+        if (first) ends.push_back(begin + view.numel);
+        if (ends[i] - begin != view.numel) {
+          refuse_value(argument, std::to_string(ends[i] - begin) + " elements, as the first array of its tensor",
+                       std::to_string(view.numel));
+        }
+        tensors[i].push_back({static_cast<unsigned char*>(view.data), size_of(view.dtype), access});
+      }
     }
-  }
+  };
+  add(updated, StreamAccess::update, "updated");
+  add(read, StreamAccess::read, "read");
+  add(written, StreamAccess::write, "written");
   const std::int64_t total = ends.empty() ? 0 : ends.back();
   const py::gil_scoped_release released;
   for_each_slice(total, [&](std::int64_t slice) {
@@ -60,7 +73,7 @@ void stream_floor(const py::list& lists) {
       const std::int64_t begin = i == 0 ? 0 : ends[i - 1];
       const std::int64_t first = std::max(from, begin) - begin;
       const std::int64_t last = std::min(to, ends[i]) - begin;
-      cpu_kernels().stream(tensors[i].data(), num_arrays, num_arrays - 1, first, last);
+      cpu_kernels().stream(tensors[i].data(), static_cast<int>(tensors[i].size()), first, last);
     }
   });
 }
@@ -82,7 +95,8 @@ std::int64_t fma_peak(std::int64_t pieces) {
 void bind_measures(py::module_& m) {
   m.def("read_tensors", &read_tensors, py::arg("arrays"));
   m.def("fma_peak", &fma_peak, py::arg("pieces"));
-  m.def("stream_floor", &stream_floor, py::arg("lists"));
+  m.def("stream_floor", &stream_floor, py::arg("updated"), py::arg("read") = py::list(),
+        py::arg("written") = py::list());
 }
 
 }  // namespace fusestep

@@ -19,6 +19,15 @@ struct UpdateJob {
   GradTransform<double> transform;
 };
 
+enum class StreamAccess { update, read, write };  // update: read, and written back as it was
+
+// One of the arrays that the benchmarks' floor moves; all have the same number of elements.
+struct StreamArray {
+  unsigned char* data;
+  std::int64_t element_bytes;
+  StreamAccess access;
+};
+
 // The backward pass of attention. A unit is a block of keys of one key and value head, for all queries and heads that
 // read it: it holds the gradients of its keys and values, and adds to those of the queries when its turn has come.
 struct AttentionBackwardJob {
@@ -93,9 +102,8 @@ struct CpuKernels {
   // Writes the gradient of a row, times `scale`.
   CrossEntropyResult (*cross_entropy)(const CrossEntropyJob&, std::int64_t row, double scale);
 
-  // The floor that benchmarks compare with: elements [begin, end) of every array are read, those of the first
-  // `num_written` are written back, with one fma each.
-  void (*stream)(float* const* arrays, int num_arrays, int num_written, std::int64_t begin, std::int64_t end);
+  // The floor that benchmarks compare with: elements [begin, end) of every array are read, written back, or both.
+  void (*stream)(const StreamArray* arrays, int num_arrays, std::int64_t begin, std::int64_t end);
 
   // The ceiling that benchmarks compare with: multiply-adds in registers. Returns how many operations they were.
   std::int64_t (*fma_peak)(std::int64_t iterations);

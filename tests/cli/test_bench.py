@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -20,11 +21,14 @@ from fusestep.bench import (
     nanobind_module,
     optim,
     overhead,
+    peers,
     report,
     rows,
+    softmax,
     timing,
     training,
 )
+from fusestep.bench.session import Session
 from fusestep.bench.timing import Contestant, Effort
 
 TINY = Effort(rounds=3, seconds=0.2, slow_rounds=2)
@@ -51,6 +55,11 @@ class Clock:
 
 def silent(_what):
     pass
+
+
+@pytest.fixture
+def session():
+    return Session(TINY, 2, silent, peers.Peers(peers=()))
 
 
 # --- timing ---
@@ -118,6 +127,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr(cases, "small_case", lambda: cases.Case("small", "tiny small", [(10,)] * 5))
     monkeypatch.setattr(attention_cases, "QUICK_SHAPES", (attention_cases.TINY,))
     monkeypatch.setattr(dropout, "elements_case", lambda quick: cases.Case("elements", "tiny", [(5000,)]))
+    monkeypatch.setattr(softmax, "QUICK_SHAPES", ((1, 2, 8, 8),))
     monkeypatch.setattr(loss, "logits_shape", lambda quick: (5, 300))
     monkeypatch.setattr(timing, "QUICK", TINY)
 
@@ -135,9 +145,14 @@ def test_the_command_reports_for_people_and_as_json(what, tiny, tmp_path, capsys
     target = tmp_path / "results.json"
     only = ["--only", "(2, 4, 64, 32) none, p = 0"] if what == "attention" else []
     assert command.main([what, "--quick", *only, "--json", str(target)]) == 0
-    table = capsys.readouterr().out
+    table, progress = capsys.readouterr()
     document = json.loads(target.read_text())
     assert document["schema"] == command.SCHEMA
+    assert document["quick"] is True
+    # Every measurement was announced, and no other.
+    done, total = re.search(r"done: 100%.* (\d+)/(\d+) ", progress.splitlines()[-1]).groups()
+    assert done == total
+    assert document["contestants"].keys() == {peer.name for peer in peers.PEERS}
     assert document["machine"]["threads"] == 2
     assert document["results"]
     assert {row["bench"] for row in document["results"]} == {what}
@@ -149,9 +164,10 @@ def test_the_command_reports_for_people_and_as_json(what, tiny, tmp_path, capsys
         "attention": ("(2, 4, 64, 32)", "of peak"),
         "training": ("default GPT",),
         "loss": ("300 classes",),
+        "softmax": ("(1, 2, 8, 8) causal, p = 0.1", "floor"),
     }
     assert all(title in table for title in titles.get(what, ("tiny", "fusestep")))
-    assert ("Bars" in table) == (what != "overhead")
+    assert ("Bars" in table) == (what not in ("overhead", "softmax"))
 
 
 def test_json_alone_on_standard_output(tiny, capsys):
@@ -165,10 +181,10 @@ def test_results_that_could_not_be_written_are_not_measured(tmp_path, capsys):
     assert "--json: expected a file in a directory that exists" in capsys.readouterr().err
 
 
-def test_every_optimizer_has_a_row_and_every_bar_is_met_by_a_row():
+def test_every_optimizer_has_a_row_and_every_bar_is_met_by_a_row(session):
     case = cases.Case("flat", "tiny", [(5000,)])
-    measured = optim.run([case], TINY, silent)
-    assert [row["operation"] for row in measured] == [*(entry.title for entry in optim.ENTRIES), optim.EIGHT_BIT]
+    measured = optim.run([case], session)
+    assert tuple(row["operation"] for row in measured) == optim.TITLES
     for bar in optim.BARS:
         if bar.case == "flat":
             row = next(row for row in measured if row["operation"] == bar.operation)
@@ -229,12 +245,12 @@ def test_a_training_step_trains_on_both_kernels():
         assert not any(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
 
 
-def test_contestants_work_on_the_same_arrays():
+def test_contestants_work_on_the_same_arrays(session):
     storage = cases.Storage(cases.Case("flat", "tiny", [(100,)]), num_states=2)
     before = storage.params[0].detach().clone()
-    for contestant in clip.contestants(storage):
+    for contestant in clip.contestants(storage, session):
         contestant.step()
-        assert not torch.equal(storage.params[0].detach(), before), contestant.name
+        assert torch.equal(storage.params[0].detach(), before) == (contestant.name == "floor"), contestant.name
         before = storage.params[0].detach().clone()
 
 
@@ -262,7 +278,18 @@ def test_nanobind_reads_what_fusestep_reads():
 def test_a_figure_that_cannot_be_measured_is_no_failure():
     row = rows.check_row("clip", "memory", "MiB", None, 1.0, {"torch": None})
     assert row["met"] is None
-    assert "not measurable here" in report.render({**MACHINE}, [row], quick=False)
+    assert "not measurable here" in report.render(document(row))
+
+
+def document(*results, quick=False, **machine):
+    return {
+        "schema": command.SCHEMA,
+        "what": "optim",
+        "quick": quick,
+        "machine": {**MACHINE, **machine},
+        "contestants": {},
+        "results": list(results),
+    }
 
 
 MACHINE = {

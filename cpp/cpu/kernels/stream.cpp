@@ -1,37 +1,58 @@
-// The benchmarks' floor: as plain a loop as can be over the memory that an optimizer moves. It is separate from the
-// optimizers' loops on purpose: what slowed them down would otherwise slow down their measure too.
+// The benchmarks' floor: as plain a loop as can be over the memory that an operation moves. It is separate from the
+// operations' own loops on purpose: what slowed them down would otherwise slow down their measure too.
 #include "cpu/kernels/kernels.h"
 #include "cpu/kernels/slice.h"
 
 namespace fusestep::FUSESTEP_ISA {
 namespace {
 
-template <int kArrays, int kWritten>
-void stream_arrays(float* const* arrays, std::int64_t begin, std::int64_t end) {
-  using V = Vec<float>;
-  const V weight(1e-3f);
-  float* array[kArrays];
-  for (int k = 0; k < kArrays; ++k) array[k] = arrays[k];
-  V sink(0.0f);
-  constexpr std::int64_t kAhead = kPrefetchBytes / static_cast<std::int64_t>(sizeof(float));
-  for (std::int64_t i = begin; i + V::kWidth <= end; i += V::kWidth) {
-    V x[kArrays];
-    for (int k = 0; k < kArrays; ++k) {
-      __builtin_prefetch(array[k] + i + kAhead);
-      x[k] = V::load(array[k] + i);
-    }
-    for (int k = 0; k < kWritten; ++k) fma(weight, x[(k + 1) % kArrays], x[k]).store(array[k] + i);
-    if (kWritten == 0) sink = fma(weight, x[0], sink);
+// Bits, not numbers: an array keeps its values, whatever its dtype, and none of them (NaN, subnormal) is slower.
+constexpr std::int64_t kVectorBytes = Vec<float>::kWidth * static_cast<std::int64_t>(sizeof(float));
+using Bits [[gnu::vector_size(kVectorBytes), gnu::aligned(1), gnu::may_alias]] = std::uint32_t;
+
+// Arrays take turns after so many elements: few enough that the reads of all of them are under way together.
+constexpr std::int64_t kTurn = 128;
+
+template <bool kRead, bool kWrite>
+void touch(unsigned char* from, std::int64_t bytes, Bits& bits) {
+  Bits own = bits;  // in a register: what is written might be `bits`, for all the compiler knows
+#pragma GCC unroll 4
+  for (std::int64_t i = 0; i + kVectorBytes <= bytes; i += kVectorBytes) {
+    auto* const place = reinterpret_cast<Bits*>(from + i);
+    if (kRead) __builtin_prefetch(from + i + kPrefetchBytes);
+    if (kRead && kWrite) *place ^= own;  // of zeros, which the compiler does not know
+    if (kRead && !kWrite) own ^= *place;
+    if (!kRead && kWrite) *place = own;
   }
-  // Keeps the reads of a pass that writes nothing.
-  if (kWritten == 0) asm volatile("" : : "m"(sink));
+  bits = own;
 }
 
-void stream(float* const* arrays, int num_arrays, int num_written, std::int64_t begin, std::int64_t end) {
-  using Loop = void (*)(float* const*, std::int64_t, std::int64_t);
-  // An optimizer reads one array more than it writes: the gradient.
-  constexpr Loop loops[] = {stream_arrays<1, 0>, stream_arrays<2, 1>, stream_arrays<3, 2>, stream_arrays<4, 3>};
-  if (num_written == num_arrays - 1 && num_arrays <= 4) loops[num_written](arrays, begin, end);
+void stream(const StreamArray* arrays, int num_arrays, std::int64_t begin, std::int64_t end) {
+  std::uint32_t zero = 0;
+  asm volatile("" : "+r"(zero));
+  const Bits zeros = Bits{} + zero;
+  Bits sum = zeros;
+  for (std::int64_t first = begin; first < end; first += kTurn) {
+    const std::int64_t count = std::min(kTurn, end - first);
+    for (int k = 0; k < num_arrays; ++k) {
+      unsigned char* const from = arrays[k].data + first * arrays[k].element_bytes;
+      const std::int64_t bytes = count * arrays[k].element_bytes;
+      Bits bits = zeros;
+      switch (arrays[k].access) {
+        case StreamAccess::update:
+          touch<true, true>(from, bytes, bits);
+          break;
+        case StreamAccess::read:
+          touch<true, false>(from, bytes, sum);
+          break;
+        case StreamAccess::write:
+          touch<false, true>(from, bytes, bits);
+          break;
+      }
+    }
+  }
+  // Keeps the reads of arrays that nothing is written to.
+  asm volatile("" : : "m"(sum));
 }
 
 }  // namespace
