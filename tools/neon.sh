@@ -46,6 +46,7 @@ if [ ! -e "$root/usr/bin/$version" ]; then
   (cd "$place/debs" && apt-get "${apt[@]}" --quiet download "$version-minimal" "lib$version-minimal" "lib$version-stdlib" \
       "lib$version-dev" libexpat1 zlib1g libffi8 libbz2-1.0 liblzma5)
   for package in "$place"/debs/*.deb; do dpkg --extract "$package" "$root"; done
+  ln -s ../aarch64-linux-gnu "$root/usr/include/$version/"  # where its pyconfig.h looks for the real one
 fi
 cat > "$place/python" <<END
 #!/bin/sh
