@@ -287,8 +287,10 @@ class Trainer:
         return self.step % every == 0 or self.step == self.config.max_steps
 
     def _write_down(self, seen: list[nonfinite.SeenBatch], run_dir: RunDir | None) -> None:
+        if run_dir is None:
+            return
         description = nonfinite.describe(self.step + 1, seen, self.model, self._processes)
-        if run_dir and self._processes.first:
+        if self._processes.first:
             nonfinite.append(run_dir.nonfinite, description)
 
     def _check_finite(self, metrics: StepMetrics) -> None:
