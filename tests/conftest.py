@@ -11,6 +11,11 @@ hypothesis.settings.register_profile("fusestep", derandomize=True, deadline=None
 hypothesis.settings.load_profile("fusestep")
 
 
+def pytest_collection_modifyitems(items):
+    """Slow tests first: at the end of a parallel run one worker alone would be left with them."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture
 def rng():
     return np.random.default_rng(20240229)

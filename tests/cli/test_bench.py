@@ -140,6 +140,7 @@ def same_threads(threads):
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", command.WHAT)
 def test_the_command_reports_for_people_and_as_json(what, tiny, tmp_path, capsys):
     target = tmp_path / "results.json"

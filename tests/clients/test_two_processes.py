@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module", params=[1, 2], ids=["one process", "two processes"])
 def results(request, tmp_path_factory):
     file = tmp_path_factory.mktemp("clients") / "results.json"

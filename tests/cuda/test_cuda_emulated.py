@@ -26,9 +26,10 @@ pytestmark = pytest.mark.skipif(
 # heads, nothing to attend to, masks of another dtype, the accuracy of 16 bits. float16 and float64 run the code of
 # bfloat16 and float32: every feature in all four is for `make exhaustive`.
 REST = "rows_with or grouped or nothing or masks_of or low_precision or version"
-ATTENTION = f"(every_feature and not several and (float32 or bfloat16)) or {REST}"
 ATTENTION_IN_EVERY_DTYPE = f"(every_feature and not several) or {REST}"
-ON_HOPPER = f"({ATTENTION_IN_EVERY_DTYPE}) and bfloat16 and not float64"
+ONE_OF_EACH_KIND = "(bfloat16 or not float16) and not float64"
+IN_FLOAT32 = f"({ATTENTION_IN_EVERY_DTYPE}) and {ONE_OF_EACH_KIND} and not bfloat16"
+IN_BFLOAT16 = f"({ATTENTION_IN_EVERY_DTYPE}) and {ONE_OF_EACH_KIND} and bfloat16"
 ON_HOPPER_IN_BOTH_DTYPES = f"({ATTENTION_IN_EVERY_DTYPE}) and (float16 or bfloat16) and not float64"
 
 
@@ -56,12 +57,13 @@ def run(*arguments, **more_environment):
             ["tests/ops/test_masked_softmax.py", "-k", "not attention and not number_of_threads"],
             marks=pytest.mark.slow,
         ),
-        pytest.param(["tests/ops/test_attention_ops.py", "-k", ATTENTION], marks=pytest.mark.slow),
+        pytest.param(["tests/ops/test_attention_ops.py", "-k", IN_FLOAT32], marks=pytest.mark.slow),
+        pytest.param(["tests/ops/test_attention_ops.py", "-k", IN_BFLOAT16], marks=pytest.mark.slow),
         pytest.param(["tests/ops/test_attention_ops.py", "-k", ATTENTION_IN_EVERY_DTYPE], marks=pytest.mark.exhaustive),
         ["tests/ops/test_seed_in_memory.py"],
         # The host does not look at labels on a device.
         ["tests/ops/test_cross_entropy.py", "-k", "not out_of_range"],
-        ["tests/cuda/emulated_cases.py"],
+        pytest.param(["tests/cuda/emulated_cases.py"], marks=pytest.mark.slow),
     ],
     ids=lambda arguments: arguments[0],
 )
@@ -74,7 +76,7 @@ def test_the_tests_of_the_cpu(arguments):
 @pytest.mark.parametrize(
     "chosen",
     [
-        pytest.param(ON_HOPPER, id="bfloat16", marks=pytest.mark.slow),
+        pytest.param(IN_BFLOAT16, id="bfloat16", marks=pytest.mark.slow),
         pytest.param(ON_HOPPER_IN_BOTH_DTYPES, id="every dtype", marks=pytest.mark.exhaustive),
     ],
 )

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 def test_every_step_runs_and_is_reported(tmp_path):
     command = [sys.executable, "tools/gpu.py", "--emulated", "--out", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -36,6 +37,7 @@ def test_every_step_runs_and_is_reported(tmp_path):
     assert "=== smoke" in log.read_text()
 
 
+@pytest.mark.slow
 def test_the_plugin_that_moves_arrays_to_the_device():
     """Overlapping views stay overlapping, layouts stay what they are, results come back."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests/support"), "FUSESTEP_TEST_DEVICE": "cpu"}

@@ -17,6 +17,8 @@ from fusestep.cli import main
 from fusestep.training import checkpoint, read_metrics
 from small_runs import one_thread  # noqa: F401  # for every test of this file
 
+pytestmark = pytest.mark.slow
+
 SMALL = ["--batch-size", "4", "--context", "16", "--dropout", "0", "--eval-every", "50"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 DASHBOARD = ["--dashboard", "tensorboard"] if find_spec("tensorboard") else []

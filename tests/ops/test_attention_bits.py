@@ -111,6 +111,7 @@ def test_how_many_weights_are_kept():
 
 
 # --- instruction sets ---------------------------------------------------------------------------------------
+@pytest.mark.slow
 @pytest.mark.parametrize("level", ["scalar", "avx2", "avx512", "neon"])
 def test_every_instruction_set_agrees_with_the_reference(level):
     """The tests of features and masks, run at that level."""
