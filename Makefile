@@ -10,7 +10,7 @@ BUILD_SETTINGS := -C build-dir=$(BUILD) -C cmake.define.FUSESTEP_WERROR=ON
 REPAIR := PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair
 SOURCES := $(shell find cpp cuda python bench tests/cuda -type f -not -path '*/__pycache__/*' -not -path 'bench/results/*')
 
-.PHONY: train test exhaustive bench gpu sdist wheel wheel-torch cuda neon docs types lint format clean
+.PHONY: train test exhaustive instructions bench gpu sdist wheel wheel-torch cuda neon docs types lint format clean
 
 train: $(BUILD)/.installed
 	$(BIN)/fusestep train $(ARGS)
@@ -22,6 +22,10 @@ test: $(BUILD)/.installed
 # What a few cases stand for in `make test`, in all cases: some ten minutes on two cores.
 exhaustive: $(BUILD)/.installed
 	$(BIN)/python -m pytest --numprocesses auto -m exhaustive --dist worksteal $(ARGS)
+
+# The instructions of small calls against those of before: 2% more is a failure. Needs valgrind.
+instructions: $(BUILD)/.installed
+	$(BIN)/python tools/count_instructions.py $(ARGS)
 
 bench: $(BUILD)/.installed
 	$(BIN)/fusestep bench optim $(ARGS)
