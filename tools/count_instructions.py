@@ -59,7 +59,7 @@ def cases() -> Iterator[tuple[str, Callable[[], object]]]:
             f"adamw_ with clipping, {titles}",
             lambda adamw=adamw: ops.adamw_(*adamw, step=1, lr=1e-6, max_grad_norm=1.0),
         )
-        yield f"sgd_ with momentum, {titles}", lambda a=adamw: ops.sgd_(a[0], a[1], a[2], lr=1e-6, momentum=0.9)
+        yield f"sgd_ with momentum, {titles}", lambda a=adamw: ops.sgd_(a[0], a[1], a[2], step=1, lr=1e-6, momentum=0.9)
         yield f"grad_norm, {titles}", lambda grads=grads: ops.grad_norm(grads)
     x, out = array(65_536), array(65_536)
     yield "dropout, 65,536", lambda: ops.dropout(x, 0.1, seed=1, out=out)
@@ -95,11 +95,13 @@ def count() -> dict[str, int]:
         source, library = Path(place, "requests.c"), Path(place, "requests.so")
         source.write_text(REQUESTS, encoding="utf-8")
         subprocess.run(["cc", "-O1", "-shared", "-fPIC", "-o", library, source], check=True)
-        subprocess.run(
+        done = subprocess.run(
             ["valgrind", "--tool=callgrind", "--collect-atstart=no", f"--callgrind-out-file={place}/out",
              sys.executable, __file__, "--library", library],
-            check=True, capture_output=True, env={**os.environ, "PYTHONHASHSEED": "0"},
+            capture_output=True, text=True, env={**os.environ, "PYTHONHASHSEED": "0"},
         )  # fmt: skip
+        if done.returncode != 0:
+            raise SystemExit(f"count_instructions: the cases failed under callgrind:\n{done.stderr[-3000:]}")
         counts = {}
         for dump in Path(place).glob("out.*"):
             text = dump.read_text(encoding="utf-8")
@@ -150,7 +152,10 @@ def main() -> int:
         return 2
     where = conditions()
     if options.write:
-        HELD.write_text(json.dumps({"conditions": where, "instructions": count()}, indent=1) + "\n", encoding="utf-8")
+        HELD.write_text(
+            json.dumps({"conditions": where, "instructions": dict(sorted(count().items()))}, indent=1) + "\n",
+            encoding="utf-8",
+        )
         return 0
     held = json.loads(HELD.read_text(encoding="utf-8"))
     if held["conditions"] != where:
