@@ -13,7 +13,7 @@ from torch.autograd.graph import increment_version
 
 from fusestep import _core
 
-from .library import SingleLevelFunction, refuse_double_backward
+from .library import SingleLevelFunction, new_like, refuse_double_backward
 
 Rule = tuple[int, float, float, str]  # ignore_index, label_smoothing, z_loss, reduction
 
@@ -81,12 +81,7 @@ def by_torch(logits: Tensor, labels: Tensor, rule: Rule, weight: Tensor | None =
 class _Function(SingleLevelFunction):  # type: ignore[misc]  # torch's own is untyped
     @staticmethod
     def forward(ctx: Any, operation: str, logits: Tensor, labels: Tensor, rule: Rule, overwrite_logits: bool) -> Tensor:
-        if overwrite_logits:
-            grad = logits.detach()
-        else:
-            grad = torch.empty_like(logits)
-            if grad.device.type == "cpu":
-                _core.prefer_huge_pages(grad.data_ptr(), grad.nbytes)
+        grad = logits.detach() if overwrite_logits else new_like(logits)
         loss = _run(operation, logits, labels, rule, grad)
         if overwrite_logits:
             increment_version(logits)

@@ -11,7 +11,7 @@ from torch.autograd.graph import increment_version
 
 from fusestep import _core
 
-from .library import Operator, SingleLevelFunction, are_many, runs_eagerly, seed_for_core, seed_tensor
+from .library import Operator, SingleLevelFunction, are_many, new_like, runs_eagerly, seed_for_core, seed_tensor
 
 Seed = int | Tensor
 
@@ -23,7 +23,7 @@ def dropout(operation: str, x: Tensor, p: float, seed: Seed, offset: int) -> Ten
     rule = (p, seed_for_core(seed, x.device), offset)
     if x.requires_grad and torch.is_grad_enabled():
         return _apply(operation, x, None, rule, False)
-    out = torch.empty_like(x)
+    out = new_like(x)
     _core.dropout(operation, x, out, *rule)
     return out
 
@@ -48,16 +48,14 @@ def dropout_add(operation: str, x: Tensor, residual: Tensor, p: float, seed: See
     rule = (p, seed_for_core(seed, x.device), offset)
     if torch.is_grad_enabled() and (x.requires_grad or residual.requires_grad):
         return _apply(operation, x, residual, rule, False)
-    out = _empty_sum(x, residual)
+    out = new_like(x, _sum_dtype(x, residual))
     _core.dropout_add(operation, x, residual, out, *rule)
     return out
 
 
-def _empty_sum(x: Tensor, residual: Tensor) -> Tensor:
-    """Room for x + residual: in the layout of x, in torch's promoted dtype."""
-    if x.dtype == residual.dtype:
-        return torch.empty_like(x)
-    return torch.empty_like(x, dtype=torch.promote_types(x.dtype, residual.dtype))
+def _sum_dtype(x: Tensor, residual: Tensor) -> torch.dtype:
+    """Of x + residual, which has the layout of x."""
+    return x.dtype if x.dtype == residual.dtype else torch.promote_types(x.dtype, residual.dtype)
 
 
 class _Function(SingleLevelFunction):  # type: ignore[misc]  # torch's own is untyped
@@ -66,10 +64,10 @@ class _Function(SingleLevelFunction):  # type: ignore[misc]  # torch's own is un
         ctx: Any, operation: str, x: Tensor, residual: Tensor | None, rule: tuple[float, Seed, int], inplace: bool
     ) -> Tensor:
         if residual is None:
-            out = x if inplace else torch.empty_like(x)
+            out = x if inplace else new_like(x)
             _core.dropout(operation, x, out, *rule)
         else:
-            out = _empty_sum(x, residual)
+            out = new_like(x, _sum_dtype(x, residual))
             _core.dropout_add(operation, x, residual, out, *rule)
             ctx.residual_dtype = residual.dtype
         if inplace:
@@ -91,13 +89,13 @@ _apply: Callable[..., Tensor] = _Function.apply
 
 
 def _op_dropout(x: Tensor, p: float, seed: Tensor, offset: int) -> Tensor:
-    out = torch.empty_like(x)
+    out = new_like(x)
     _core.dropout("dropout", x, out, p, seed_for_core(seed, x.device), offset)
     return out
 
 
 def _op_dropout_add(x: Tensor, residual: Tensor, p: float, seed: Tensor, offset: int) -> Tensor:
-    out = _empty_sum(x, residual)
+    out = new_like(x, _sum_dtype(x, residual))
     _core.dropout_add("dropout_add", x, residual, out, p, seed_for_core(seed, x.device), offset)
     return out
 
@@ -143,7 +141,7 @@ Operator(
 Operator(
     "dropout_add(Tensor x, Tensor residual, float p, Tensor seed, SymInt offset) -> Tensor",
     _op_dropout_add,
-    lambda x, residual, p, seed, offset: _empty_sum(x, residual),
+    lambda x, residual, p, seed, offset: torch.empty_like(x, dtype=_sum_dtype(x, residual)),
     _op_setup_context,
     _op_add_backward,
     _op_add_jvp,

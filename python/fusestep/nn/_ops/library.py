@@ -19,10 +19,12 @@ from torch._functorch import autograd_function
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
+from fusestep import _core
 from fusestep._refusal import refuse
 
 _library = torch.library.Library("fusestep", "DEF")  # type: ignore[no-untyped-call]
 _U64 = 2**64
+_LARGE = 2**23  # bytes
 
 # A torch.autograd.Function without its look at torch.func's transforms, which costs 2 microseconds a call, and which
 # inside an operator, where torch has entered the transform's level already, would refuse every function.
@@ -158,6 +160,14 @@ def refuse_forward_mode(name: str) -> Callable[..., NoReturn]:
         )
 
     return jvp
+
+
+def new_like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Room for a result like ``x``. On a CPU a large one asks for huge pages: it is written for the first time."""
+    out = torch.empty_like(x, dtype=dtype)
+    if out.nbytes >= _LARGE and out.device.type == "cpu":
+        _core.prefer_huge_pages(out.data_ptr(), out.nbytes)
+    return out
 
 
 def runs_eagerly(values: Iterable[Any]) -> bool:

@@ -20,6 +20,7 @@ from .library import (
     SingleLevelFunction,
     are_many,
     call_each,
+    new_like,
     refuse_double_backward,
     refuse_forward_mode,
     runs_eagerly,
@@ -118,7 +119,7 @@ class SoftmaxOperator:
         self, operation: str, grad_out: Tensor, saved: Sequence[Tensor], options: Options, needs: Sequence[bool]
     ) -> list[Tensor | None]:
         of = (*saved[: len(self.inputs)], options[_MASK])
-        grads = [torch.empty_like(x) if need else None for x, need in zip(of, needs, strict=True)]
+        grads = [new_like(x) if need else None for x, need in zip(of, needs, strict=True)]
         self.backward_kernel(operation, grad_out, *saved, *grads, _for_core(options, grad_out.device))
         return grads
 
@@ -322,7 +323,7 @@ def _attention_fake(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def _softmax_kernel(operation: str, scores: Tensor, _: object, options: Options) -> tuple[Tensor, Tensor]:
-    out, lse = torch.empty_like(scores), _empty_lse(scores)
+    out, lse = new_like(scores), _empty_lse(scores)
     _core.masked_softmax_forward(operation, scores, out, lse, options)
     return out, lse
 
