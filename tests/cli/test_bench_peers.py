@@ -120,6 +120,18 @@ def test_the_floor_keeps_what_it_updates_and_reads_and_zeroes_what_it_writes():
         assert written[: numel - 8].count_nonzero() == 0
 
 
+@pytest.mark.parametrize("start", [1, 3, 4, 8, 16, 31])
+def test_the_floor_takes_arrays_at_any_address(start):
+    """Vectors of arrays that begin in the middle of one: written as if they were aligned, they would end the process."""
+    import fusestep._core as _core
+
+    arrays = [torch.full((2000 + start,), 5, dtype=torch.uint8)[start:] for _ in range(3)]
+    _core.stream_floor([[arrays[0]]], [[arrays[1]]], [[arrays[2]]])
+    assert (arrays[0] == 5).all()
+    assert (arrays[1] == 5).all()
+    assert arrays[2][:1920].count_nonzero() == 0
+
+
 @pytest.mark.parametrize(
     ("lists", "message"),
     [

@@ -1,5 +1,7 @@
 // The benchmarks' floor: as plain a loop as can be over the memory that an operation moves. It is separate from the
 // operations' own loops on purpose: what slowed them down would otherwise slow down their measure too.
+#include <cstring>
+
 #include "cpu/kernels/kernels.h"
 #include "cpu/kernels/slice.h"
 
@@ -8,7 +10,15 @@ namespace {
 
 // Bits, not numbers: an array keeps its values, whatever its dtype, and none of them (NaN, subnormal) is slower.
 constexpr std::int64_t kVectorBytes = Vec<float>::kWidth * static_cast<std::int64_t>(sizeof(float));
-using Bits [[gnu::vector_size(kVectorBytes), gnu::aligned(1), gnu::may_alias]] = std::uint32_t;
+using Bits [[gnu::vector_size(kVectorBytes)]] = std::uint32_t;
+
+// Arrays lie at any address. A pointer to vectors would not do: GCC writes through it as if they were aligned.
+inline Bits load(const unsigned char* from) {
+  Bits bits;
+  std::memcpy(&bits, from, sizeof bits);
+  return bits;
+}
+inline void store(unsigned char* to, const Bits& bits) { std::memcpy(to, &bits, sizeof bits); }
 
 // Arrays take turns after so many elements: few enough that the reads of all of them are under way together.
 constexpr std::int64_t kTurn = 128;
@@ -18,11 +28,10 @@ void touch(unsigned char* from, std::int64_t bytes, Bits& bits) {
   Bits own = bits;  // in a register: what is written might be `bits`, for all the compiler knows
 #pragma GCC unroll 4
   for (std::int64_t i = 0; i + kVectorBytes <= bytes; i += kVectorBytes) {
-    auto* const place = reinterpret_cast<Bits*>(from + i);
     if (kRead) __builtin_prefetch(from + i + kPrefetchBytes);
-    if (kRead && kWrite) *place ^= own;  // of zeros, which the compiler does not know
-    if (kRead && !kWrite) own ^= *place;
-    if (!kRead && kWrite) *place = own;
+    if (kRead && kWrite) store(from + i, load(from + i) ^ own);  // of zeros, which the compiler does not know
+    if (kRead && !kWrite) own ^= load(from + i);
+    if (!kRead && kWrite) store(from + i, own);
   }
   bits = own;
 }
