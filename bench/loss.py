@@ -32,7 +32,7 @@ BARS = (
 
 
 def logits_shape(quick: bool) -> tuple[int, int]:
-    return (256, 50257) if quick else (2048, 50257)
+    return (256, 8192) if quick else (2048, 50257)
 
 
 def run(shape: tuple[int, int], session: Session) -> list[Row]:

@@ -9,25 +9,18 @@ import fusestep.integrations.transformers  # noqa: F401  # registers attn_implem
 import torch
 from datasets import Dataset
 from fusestep.optim import AdamW
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from support.tiny_llama import LETTERS, make_config, make_tokenizer
+from transformers import LlamaForCausalLM
 from trl import SFTConfig, SFTTrainer
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--steps", type=int, default=100)
 steps = parser.parse_args().steps
 
-# In place of your model and its tokenizer: random weights, a token for each letter.
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
-letters = Tokenizer(models.WordLevel({token: i for i, token in enumerate(["<pad>", "<eos>", ">", *LETTERS])}))
-letters.pre_tokenizer, letters.decoder = pre_tokenizers.Split(Regex("."), "isolated"), decoders.Fuse()
-tokenizer = PreTrainedTokenizerFast(tokenizer_object=letters, pad_token="<pad>", eos_token="<eos>")
+tokenizer = make_tokenizer()
 torch.manual_seed(0)
-config = LlamaConfig(
-    vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-    pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, attn_implementation="fusestep",
-)  # fmt: skip
-model = LlamaForCausalLM(config)
+config = make_config(tokenizer, attn_implementation="fusestep")
+model = LlamaForCausalLM(config)  # in place of yours
 
 
 def rows(number):

@@ -56,7 +56,7 @@ for example in examples:
 @pytest.mark.skipif(find_spec("trl") is None, reason="trl is not installed (it needs Python 3.11)")
 def test_they_run_on_our_kernels(tmp_path):
     command = [sys.executable, "-c", RUNNER, str(STEPS), *map(str, EXAMPLES)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(EXAMPLES[0].parent)}  # as for a program
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
