@@ -8,6 +8,7 @@ import re
 
 import pytest
 import torch
+from bench_documents import document
 from exactness import assert_as_exact
 from fusestep.bench import (
     attention,
@@ -280,28 +281,3 @@ def test_a_figure_that_cannot_be_measured_is_no_failure():
     row = rows.check_row("clip", "memory", "MiB", None, 1.0, {"torch": None})
     assert row["met"] is None
     assert "not measurable here" in report.render(document(row))
-
-
-def document(*results, quick=False, **machine):
-    return {
-        "schema": command.SCHEMA,
-        "what": "optim",
-        "quick": quick,
-        "machine": {**MACHINE, **machine},
-        "contestants": {},
-        "results": list(results),
-    }
-
-
-MACHINE = {
-    "cpu": "a CPU",
-    "cpus": 2,
-    "memory_gib": 1.0,
-    "transparent_hugepages": None,
-    "threads": 2,
-    "thread_source": "own pool",
-    "simd": "avx2",
-    "versions": {"fusestep": "0"},
-    "python": "3",
-    "date": "today",
-}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 
+import numpy as np
 import pytest
 import torch
 from fusestep.bench import cases, clip, optim, peers, rows
@@ -36,7 +37,7 @@ def test_who_is_measured_is_counted_and_who_is_not_has_a_reason():
     assert [contestant.name for contestant in found.contestants("op", max_rounds=3)] == ["here"]
     assert found.contestants("another operation") == []
     described = found.describe()
-    assert described["here"] == {"version": pytest.importorskip("numpy").__version__, "rows": 1, "left_out": None}
+    assert described["here"] == {"version": np.__version__, "rows": 1, "left_out": None}
     assert described["absent"] == {"version": None, "rows": 0, "left_out": "not installed"}
     assert described["fails"]["left_out"] == "does not run here: RuntimeError: no such device"
     assert described["slow"]["left_out"] == "a step takes 9 s"
@@ -122,7 +123,7 @@ def test_the_floor_keeps_what_it_updates_and_reads_and_zeroes_what_it_writes():
 
 @pytest.mark.parametrize("start", [1, 3, 4, 8, 16, 31])
 def test_the_floor_takes_arrays_at_any_address(start):
-    """Vectors of arrays that begin in the middle of one: written as if they were aligned, they would end the process."""
+    """Also in the middle of a vector: written to as if they were aligned, such arrays would end the process."""
     import fusestep._core as _core
 
     arrays = [torch.full((2000 + start,), 5, dtype=torch.uint8)[start:] for _ in range(3)]

@@ -9,40 +9,16 @@ import shutil
 from pathlib import Path
 
 import pytest
+from bench_documents import document
 from fusestep.bench import cases, command, pages, plots, report, rows, timing
 
 ROOT = Path(__file__).parents[2]
-
-MACHINE = {
-    "date": "2026-01-01",
-    "cpu": "A CPU",
-    "cpus": 2,
-    "architecture": "x86_64",
-    "memory_gib": 8.0,
-    "transparent_hugepages": None,
-    "threads": 2,
-    "thread_source": "own pool",
-    "simd": "avx2",
-    "python": "3.11",
-    "versions": {"fusestep": "0.1.0", "torch": "2.6"},
-}
 
 
 def timed(operation, ours, theirs, floor=(1.0, 1.0, 1.0), load=0.0, bars=()):
     case = cases.Case("flat", "1M", [(10**6,)])
     seconds = {rows.OURS: list(ours), "floor": list(floor), "torch fused": list(theirs)}
     return rows.timing_row("optim", operation, case, 28, timing.Timings(seconds, load), bars)
-
-
-def document(*results, quick=False, **machine):
-    return {
-        "schema": command.SCHEMA,
-        "what": "optim",
-        "quick": quick,
-        "machine": {**MACHINE, **machine},
-        "contestants": {},
-        "results": list(results),
-    }
 
 
 @pytest.fixture

@@ -95,6 +95,7 @@ def test_another_number_of_processes_goes_on(pair, single, tmp_path):
 
 
 def test_shards_of_four_go_on_as_two_and_as_one(pair, single, tmp_path):
+    losses = single[0][4 : checks.STEPS]
     with World(4) as four:
         four.run(checks.writes, str(tmp_path), 4, "FSDP2", seconds=SECONDS)
     assert len(checkpoint.read(checkpoint.find(tmp_path / "checkpoints"))["ranks"]) == 4
@@ -102,7 +103,7 @@ def test_shards_of_four_go_on_as_two_and_as_one(pair, single, tmp_path):
         pair.run(checks.goes_on_from, str(tmp_path), 8, "FSDP2", seconds=SECONDS)[0],
         checks.goes_on_from(tmp_path, 8),
     ):
-        assert max(abs(a - b) for a, b in zip(part[:4], single[0][4:], strict=False)) <= 2 * single[1]
+        assert max(abs(a - b) for a, b in zip(part[:4], losses, strict=True)) <= 2 * single[1]
 
 
 @pytest.mark.parametrize(
@@ -127,6 +128,27 @@ def test_processes_that_disagree(pair, tmp_path, what, message):
     said = pair.run(checks.refused, what, str(tmp_path))
     assert said[0] == said[1]
     assert said[0].startswith(message)
+
+
+@pytest.mark.parametrize("wrapped", [None, "FSDP2"], ids=["ours", "FSDP2"])
+def test_an_infinite_loss_of_one_is_skipped_by_all(pair, wrapped, tmp_path):
+    results = pair.run(checks.one_loss_is_infinite, wrapped, str(tmp_path), seconds=SECONDS)
+    assert results[0] == results[1]  # every bit of the model
+    (event,) = map(json.loads, (tmp_path / "nonfinite.jsonl").read_text().splitlines())
+    assert event["step"] == 3
+    assert [(batch["rank"], batch["loss"] == "inf") for batch in event["batches"]] == [
+        (0, False), (0, False), (1, True), (1, False),
+    ]  # fmt: skip
+    assert all(len(batch["indices"]) == checks.GLOBAL_BATCH // 2 for batch in event["batches"])
+    assert event["gradients"]["sick"]["not finite"]
+
+
+@pytest.mark.parametrize("wrapped", [None, "FSDP2"], ids=["ours", "FSDP2"])
+def test_an_infinite_loss_of_one_ends_the_run_of_all(pair, wrapped):
+    message = "Trainer.fit: loss: expected a finite number, got inf at step 3. Lower the rate"
+    assert all(
+        said.startswith(message) for said in pair.run(checks.ended_by_an_infinite_loss, wrapped, seconds=SECONDS)
+    )
 
 
 def test_an_error_of_one_is_an_error_of_all(pair, tmp_path):

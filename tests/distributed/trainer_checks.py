@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,9 @@ import torch
 import torch.distributed as dist
 from fusestep import Trainer, optim
 from fusestep.data import RandomBatches, SequentialBatches, read_text, split_text
+from fusestep.losses import cross_entropy
 from fusestep.schedules import WarmupCosine
-from fusestep.training import sharding
+from fusestep.training import TrainingDiverged, sharding
 from fusestep.training.processes import ProcessError, Processes
 from torch.nn.parallel import DistributedDataParallel
 
@@ -147,6 +149,39 @@ def refused(what, folder):
 def goes_on_from(folder, steps, wrapped=None):
     """Losses after a resume, from a checkpoint that another number of processes wrote."""
     return train(steps, resume_from=Path(folder) / "checkpoints", wrapped=wrapped)[0]
+
+
+class InfiniteOnce:
+    """Cross-entropy; in the process of rank 1, infinite at the first batch of the third update."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, logits, targets):
+        self.calls += 1
+        loss = cross_entropy(logits, targets)
+        return loss * math.inf if dist.get_rank() == 1 and self.calls == 5 else loss
+
+
+def one_loss_is_infinite(wrapped, folder):
+    """The bits of the model; the third update must not have changed them."""
+    history = []
+    trainer = make(4, wrapped=wrapped, run_dir=folder, history=history, on_nonfinite="skip")
+    trainer.loss_fn = InfiniteOnce()
+    bits = []
+    trainer.callbacks = [*trainer.callbacks, lambda metrics: bits.append(outcome(trainer, history)[1])]
+    trainer.fit(data(trainer._processes)[0])
+    assert bits[0] != bits[1] == bits[2] != bits[3]
+    return bits[3]
+
+
+def ended_by_an_infinite_loss(wrapped):
+    trainer = make(4, wrapped=wrapped)
+    trainer.loss_fn = InfiniteOnce()
+    try:
+        trainer.fit(data(trainer._processes)[0])
+    except TrainingDiverged as ended:
+        return str(ended)
 
 
 def train_as(wrapped):

@@ -41,3 +41,12 @@ def config(max_steps: int, **settings) -> TrainConfig:
 def last_checkpoint(run_dir) -> dict:
     """The state that the last checkpoint of the run holds."""
     return checkpoint.read(checkpoint.find(run_dir / "checkpoints"))
+
+
+def everything(trainer) -> dict:
+    """All that a run has become, bit for bit."""
+    state = trainer.optimizer.state_dict()["state"]
+    tensors = dict(trainer.model.state_dict())
+    tensors.update({f"{i} {key}": value for i, kept in state.items() for key, value in kept.items()})
+    tensors["rng"] = torch.get_rng_state()
+    return {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
