@@ -59,7 +59,7 @@ class CrossEntropyRow {
       const double mean = logits_sum_ / static_cast<double>(job_.classes);
       write_results(cross_entropy_loss(job_, lse, static_cast<double>(of_label), mean), lse);
     }
-    if (grad_ != nullptr) write_gradient(lse, exists ? label : -1, exists);
+    if (grad_ != nullptr) write_gradient(lse, label, exists);
   }
 
  private:
@@ -257,16 +257,20 @@ void launch_rows(CrossEntropyArguments arguments, int device, cudaStream_t strea
     launch("cross_entropy", cross_entropy<S, kThreads>, (arguments.job.rows + kRowsPerBlock - 1) / kRowsPerBlock,
            kBlockThreads<kThreads>, stream, arguments, shared_bytes);
   };
-  // So short a row is read again from the first-level cache. float64 is for checking gradients: it has one kernel.
-  if (sizeof(S) < 8 && groups <= 128) return with(std::integral_constant<int, sizeof(S) < 8 ? 32 : 512>{}, 0);
+  // float64 is for checking gradients: it has one kernel for all rows.
+  constexpr bool kHasShort = sizeof(S) < sizeof(double);
+  if constexpr (kHasShort) {
+    if (groups <= 128) return with(std::integral_constant<int, 32>{}, 0);  // read again from the first-level cache
+  }
   int limit = 0;
   check(cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "cross_entropy");
   std::size_t shared_bytes = 1024 + static_cast<std::size_t>(groups) * sizeof(Pack<S, kPackOf<S>>);
   constexpr std::size_t kStatic = 2048;  // what the kernel's own variables take at most
   arguments.keeps = arguments.job.grad.data != nullptr && shared_bytes + kStatic <= static_cast<std::size_t>(limit);
   if (!arguments.keeps) shared_bytes = 0;
-  if (sizeof(S) < 8 && groups <= 1024)
-    return with(std::integral_constant<int, sizeof(S) < 8 ? 256 : 512>{}, shared_bytes);
+  if constexpr (kHasShort) {
+    if (groups <= 1024) return with(std::integral_constant<int, 256>{}, shared_bytes);
+  }
   with(std::integral_constant<int, 512>{}, shared_bytes);
 }
 
