@@ -20,7 +20,8 @@ constexpr int kFlatBlocks = 4;
 template <bool kMomentum, bool kCentered>
 constexpr int kFlatBlocks<RMSPropUpdate<kMomentum, kCentered>> = 3;
 
-// kStrided: some tensors are. The divisions of their indices would take registers from the loop over flat memory.
+// Of the tensors that are strided, or of those that are not: the divisions of their indices would take registers from
+// the loop over flat memory.
 template <class Update, bool kStrided>
 __global__ void __launch_bounds__(kChunkThreads, kStrided || sizeof(T) == 8 ? 1 : kFlatBlocks<Update>)
     update(const __grid_constant__ UpdateArguments arguments) {
@@ -34,22 +35,24 @@ __global__ void __launch_bounds__(kChunkThreads, kStrided || sizeof(T) == 8 ? 1 
 
   for_each_piece_of_chunk(
       arguments.elements, [&](const UpdateTensorOnDevice& tensor, std::int64_t first, std::int64_t last) {
+        if ((tensor.layout >= 0) != kStrided) return;
         const auto& header = *reinterpret_cast<const UpdateHeader*>(arguments.coefficients + tensor.coefficients);
         const auto c = *reinterpret_cast<const CoefficientsOf<Update, T>*>(&header + 1);
-        if (kStrided && tensor.layout >= 0) {
-          const StridedLayout& layout = arguments.elements.layouts[tensor.layout];
-          for (std::int64_t i = first + threadIdx.x; i < last; i += blockDim.x) {
-            Elements<Update, T, 1>{tensor, &layout, i, false, 1}.update(header, c, transform);
-          }
-          return;
+        const StridedLayout* const layout = kStrided ? arguments.elements.layouts + tensor.layout : nullptr;
+        const auto single = [&](std::int64_t i) {
+          Elements<Update, T, 1>{tensor, layout, i, false, 1}.update(header, c, transform);
+        };
+        if constexpr (kStrided) {
+          for (std::int64_t i = first + threadIdx.x; i < last; i += blockDim.x) single(i);
+        } else {
+          constexpr int kPack = kPackOf<T>;
+          share_out<kPack>(
+              packs_are_aligned<Update, kPack>(tensor), first, last,
+              [&](std::int64_t i) {
+                Elements<Update, T, kPack>{tensor, layout, i, true, kPack}.update(header, c, transform);
+              },
+              single);
         }
-        constexpr int kPack = kPackOf<T>;
-        share_out<kPack>(
-            packs_are_aligned<Update, kPack>(tensor), first, last,
-            [&](std::int64_t i) {
-              Elements<Update, T, kPack>{tensor, nullptr, i, true, kPack}.update(header, c, transform);
-            },
-            [&](std::int64_t i) { Elements<Update, T, 1>{tensor, nullptr, i, false, 1}.update(header, c, transform); });
       });
 }
 
@@ -58,9 +61,10 @@ void launch_variant(TypeList<Updates...>, int variant, const UpdateArguments& ar
   using Kernel = void (*)(UpdateArguments);
   constexpr Kernel flat[] = {update<Updates, false>...};
   constexpr Kernel strided[] = {update<Updates, true>...};
-  const bool all_flat = arguments.elements.layouts == nullptr;
-  launch("update", (all_flat ? flat : strided)[variant], chunks(arguments.elements.numel), kChunkThreads, stream,
-         arguments);
+  const std::int64_t blocks = chunks(arguments.elements.numel);
+  launch("update", flat[variant], blocks, kChunkThreads, stream, arguments);
+  if (arguments.elements.layouts == nullptr) return;
+  launch("update", strided[variant], blocks, kChunkThreads, stream, arguments);
 }
 
 }  // namespace

@@ -58,10 +58,10 @@ FUSESTEP_HD void update_tail(const CoefficientsOf<Update, T>& c, const GradTrans
 }
 
 template <class Update, class T>
-FUSESTEP_HD void update_flat(const CoefficientsOf<Update, T>& coefficients, const GradTransform<T>& transform_,
-                             T* param, const T* grad, T* const* state, std::int64_t count) {
+void update_flat(const void* coefficients, const GradTransform<T>& transform_, T* param, const T* grad, T* const* state,
+                 std::int64_t count) {
   // Copies: the compiler keeps them in registers only if no store to a tensor could reach them.
-  const CoefficientsOf<Update, T> c = coefficients;
+  const auto c = *static_cast<const CoefficientsOf<Update, T>*>(coefficients);
   const GradTransform<T> transform = transform_;
   constexpr int kWidth = Vec<T>::kWidth;
   constexpr std::int64_t kAhead = kPrefetchBytes / static_cast<std::int64_t>(sizeof(T));
@@ -79,6 +79,18 @@ FUSESTEP_HD void update_flat(const CoefficientsOf<Update, T>& coefficients, cons
   for (int k = 0; k < kMaxStates; ++k) rest[k] = uses(Update::kStates, k) ? state[k] + i : nullptr;
   update_tail<Update, T>(c, transform, param + i, grad + i, rest, count - i);
 }
+
+// A variant, as a value: what surrounds its arithmetic is compiled once for all of them.
+template <class T>
+struct FlatUpdate {
+  void (*run)(const void* coefficients, const GradTransform<T>& transform, T* param, const T* grad, T* const* state,
+              std::int64_t count);
+  StateSet states;
+  StateSet squares;
+};
+
+template <class Update, class T>
+constexpr FlatUpdate<T> kFlatUpdate{update_flat<Update, T>, Update::kStates, Update::kSquares};
 
 // Elements that are converted together.
 constexpr std::int64_t kChunk = kStridedBuffer;
@@ -172,9 +184,10 @@ FUSESTEP_HD void store_elements(const UpdateTensor& tensor, int operand, const E
   }
 }
 
-template <class Update, class T>
-void update_converted(const CoefficientsOf<Update, T>& c, const GradTransform<T>& transform, const UpdateTensor& tensor,
-                      RoundingDraw draw, std::int64_t first, std::int64_t count) {
+template <class T>
+void update_converted(const FlatUpdate<T>& update, const UpdateHeader& header, const GradTransform<T>& transform,
+                      const UpdateTensor& tensor, std::int64_t first, std::int64_t count) {
+  const RoundingDraw draw{header.seed, tensor.parameter, header.step};
   alignas(64) T buffer[kCompanion][kChunk];
   alignas(64) std::uint16_t numbers[kChunkNumbers];
   std::uint16_t rotated[kChunk];
@@ -182,7 +195,7 @@ void update_converted(const CoefficientsOf<Update, T>& c, const GradTransform<T>
   ElementCursor to(tensor.layout, first);
   const auto for_each_operand = [&](const auto& visit) {
     for (int k = 0; k < kCompanion; ++k) {
-      const bool used = k < kFirstState || uses(Update::kStates, k - kFirstState);
+      const bool used = k < kFirstState || uses(update.states, k - kFirstState);
       if (used && tensor.dtype[k] != DType::uint8) visit(k, arithmetic_operand(tensor, k));
     }
   };
@@ -190,9 +203,9 @@ void update_converted(const CoefficientsOf<Update, T>& c, const GradTransform<T>
   const auto for_each_code = [&](const auto& visit) {
     if constexpr (sizeof(T) == sizeof(float)) {
       for (int k = 0; k < kMaxStates; ++k) {
-        if (!uses(Update::kStates, k) || tensor.dtype[kFirstState + k] != DType::uint8) continue;
+        if (!uses(update.states, k) || tensor.dtype[kFirstState + k] != DType::uint8) continue;
         visit(kFirstState + k, static_cast<std::uint8_t*>(tensor.operand[kFirstState + k]) + first,
-              tensor.absmax[k] + first / kMomentBlock, uses(Update::kSquares, k));
+              tensor.absmax[k] + first / kMomentBlock, uses(update.squares, k));
       }
     }
   };
@@ -211,7 +224,7 @@ void update_converted(const CoefficientsOf<Update, T>& c, const GradTransform<T>
       at[k] = buffer[k];
       (square ? dequantize_block<true> : dequantize_block<false>)(buffer[k], codes, *scale, n);
     });
-    update_flat<Update, T>(c, transform, at[0], at[1], at + kFirstState, n);
+    update.run(&header + 1, transform, at[0], at[1], at + kFirstState, n);
     for_each_code([&](int k, auto* codes, float* scale, bool square) {
       *scale = (square ? quantize_block<true> : quantize_block<false>)(codes, buffer[k], n);
     });
@@ -243,29 +256,29 @@ void update_converted(const CoefficientsOf<Update, T>& c, const GradTransform<T>
   }
 }
 
-template <class Update, class T>
-void update_slice(const UpdateJob& job, std::int64_t slice) {
+template <class T>
+void update_pieces(const FlatUpdate<T>& update, const UpdateJob& job, std::int64_t slice) {
   const GradTransform<T> transform{static_cast<T>(job.transform.scale), static_cast<T>(job.transform.limit)};
   for_each_piece(job, slice, [&](const UpdateTensor& tensor, std::int64_t first, std::int64_t count) {
     const auto& header = *reinterpret_cast<const UpdateHeader*>(job.coefficients + tensor.coefficients);
-    const auto& c = *reinterpret_cast<const CoefficientsOf<Update, T>*>(&header + 1);
     count = std::min(count, tensor.numel - first);
     bool all_in_place = tensor.rounding == Rounding::nearest && in_place<T>(tensor, 0) && in_place<T>(tensor, 1);
     for (int k = 0; k < kMaxStates; ++k) {
-      if (uses(Update::kStates, k)) all_in_place = all_in_place && in_place<T>(tensor, kFirstState + k);
+      if (uses(update.states, k)) all_in_place = all_in_place && in_place<T>(tensor, kFirstState + k);
     }
-    if (!all_in_place) {
-      const RoundingDraw draw{header.seed, tensor.parameter, header.step};
-      update_converted<Update, T>(c, transform, tensor, draw, first, count);
-      return;
-    }
+    if (!all_in_place) return update_converted(update, header, transform, tensor, first, count);
     T* state[kMaxStates] = {};
     for (int k = 0; k < kMaxStates; ++k) {
-      if (uses(Update::kStates, k)) state[k] = static_cast<T*>(tensor.operand[kFirstState + k]) + first;
+      if (uses(update.states, k)) state[k] = static_cast<T*>(tensor.operand[kFirstState + k]) + first;
     }
-    update_flat<Update, T>(c, transform, static_cast<T*>(tensor.operand[0]) + first,
-                           static_cast<const T*>(tensor.operand[1]) + first, state, count);
+    update.run(&header + 1, transform, static_cast<T*>(tensor.operand[0]) + first,
+               static_cast<const T*>(tensor.operand[1]) + first, state, count);
   });
+}
+
+template <class Update, class T>
+void update_slice(const UpdateJob& job, std::int64_t slice) {
+  update_pieces(kFlatUpdate<Update, T>, job, slice);
 }
 
 }  // namespace
