@@ -32,8 +32,7 @@ def readme_names():
     batch = torch.randn(2, 4), torch.tensor([0, 2])
     heads, tokens, vocabulary = 4, 32, 64
     hidden, head = torch.randn(tokens, 8), torch.nn.Linear(8, vocabulary, bias=False)
-    # A block makes the model bfloat16 before the block that trains it.
-    batches = [(batch[0].to(torch.bfloat16), batch[1])]
+    batches = [batch]
     return {
         "torch": torch,
         "model": model,
@@ -67,7 +66,7 @@ def test_the_blocks_of_a_page_run(page, tmp_path, monkeypatch):
     state, threads = torch.random.get_rng_state(), torch.get_num_threads()
     try:
         for example in document.examples():
-            document.namespace.update(given)  # anew: a block calls another model `model`
+            document.namespace.update(given)
             with contextlib.suppress(SkipTest):  # of the block, not the page
                 example.evaluate()
     finally:
