@@ -4,7 +4,8 @@ A build without a GPU cannot time a kernel. But a kernel that reads element by e
 that keeps its values in local memory instead of registers, is slow on every device, and the machine code shows it.
 
 To add a kernel: one row in RULES. Its pattern is searched in the demangled name, template arguments and all. A row that
-fits no kernel fails, so that a renamed kernel does not go unchecked.
+fits no kernel fails, so that a renamed kernel does not go unchecked. Registers and instructions are also held against
+what they were (tools/sass_counts.py).
 
     python tools/check_sass.py $(find build/cmake/cuda -name '*.cu.o')
 """
@@ -22,6 +23,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+
+import sass_counts
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,11 @@ def find_cuobjdump() -> str:
     return found
 
 
+def compiler_version(cuobjdump: str) -> str:
+    """That of the nvcc beside it."""
+    return re.findall(r"V([\d.]+)", output_of(str(Path(cuobjdump).with_name("nvcc")), "--version"))[-1]
+
+
 def kernels_of(cuobjdump: str, file: Path) -> list[Kernel]:
     found: dict[tuple[str, str], Kernel] = {}
     architecture = name = ""
@@ -164,9 +172,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", type=Path, nargs="+", help="objects, libraries or modules with device code")
     parser.add_argument("--list", action="store_true", help="print each kernel with its registers and instructions")
+    parser.add_argument("--write-counts", action="store_true", help=f"write {sass_counts.HELD.name} anew")
     arguments = parser.parse_args()
+    cuobjdump = find_cuobjdump()
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # of cuobjdump's processes, which take nearly all of the time
-        lists = pool.map(partial(kernels_of, find_cuobjdump()), arguments.files)
+        lists = pool.map(partial(kernels_of, cuobjdump), arguments.files)
         kernels = [kernel for kernels in lists for kernel in kernels]
     if arguments.list:
         for kernel in sorted(kernels, key=lambda k: (k.architecture, k.name)):
@@ -174,7 +184,10 @@ def main() -> int:
                 f"{kernel.architecture}  {kernel.registers:3} registers  {kernel.shared:5} bytes shared  "
                 f"{len(kernel.instructions):5} instructions  {kernel.name}"
             )
-    failures = check(kernels)
+    counts = sass_counts.count(kernels)
+    if arguments.write_counts:
+        sass_counts.write(counts, compiler_version(cuobjdump))
+    failures = check(kernels) + sass_counts.compare(counts, compiler_version(cuobjdump))
     for failure in failures:
         print(f"check_sass: {failure}")
     if not failures:
