@@ -52,7 +52,8 @@ struct Dropper {
 
   // Flat memory that begins at element `first`, a multiple of kBlock. Not inline: both layouts below call it, for each
   // pair of dtypes.
-  [[gnu::noinline]] void flat(std::int64_t first, const X* input, const R* residual, Out* out, std::int64_t count) const {
+  [[gnu::noinline]] void flat(std::int64_t first, const X* input, const R* residual, Out* out,
+                              std::int64_t count) const {
     constexpr std::int64_t kInputAhead = kPrefetchBytes / static_cast<std::int64_t>(sizeof(X));
     constexpr std::int64_t kOutAhead = kPrefetchBytes / static_cast<std::int64_t>(sizeof(Out));
     std::uint16_t numbers[kBlock] = {};
