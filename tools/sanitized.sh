@@ -16,7 +16,7 @@ packages=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 echo "$packages" > "$("$place/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/packages.pth"
 "$place/bin/python" -m pip install --quiet --no-deps --no-build-isolation --editable . -C build-dir="$place/cmake" \
     -C cmake.build-type=RelWithDebInfo -C install.strip=false -C cmake.define.FUSESTEP_SANITIZE="$sanitizers" \
-    -C cmake.define.FUSESTEP_CUDA=OFF -C cmake.define.FUSESTEP_EMULATE_CUDA=ON
+    -C cmake.define.FUSESTEP_CUDA=OFF -C cmake.define.FUSESTEP_EMULATE_CUDA=OFF
 
 # The interpreter is not instrumented, so the runtime comes first; beside it libstdc++, whose exceptions it intercepts.
 runtime=$("${CXX:-c++}" -print-file-name="lib${sanitizers:0:1}san.so")
