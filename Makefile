@@ -10,7 +10,7 @@ BUILD_SETTINGS := -C build-dir=$(BUILD) -C cmake.define.FUSESTEP_WERROR=ON
 REPAIR := PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair
 SOURCES := $(shell find cpp cuda python bench tests/cuda -type f -not -path '*/__pycache__/*' -not -path 'bench/results/*')
 
-.PHONY: train test exhaustive instructions bench gpu sdist wheel wheel-torch cuda neon docs types lint format clean
+.PHONY: train test exhaustive instructions sanitize tsan fuzz leaks bench gpu sdist wheel wheel-torch cuda neon docs types lint format clean
 
 train: $(BUILD)/.installed
 	$(BIN)/fusestep train $(ARGS)
@@ -26,6 +26,25 @@ exhaustive: $(BUILD)/.installed
 # The instructions of small calls against those of before: 2% more is a failure. Needs valgrind.
 instructions: $(BUILD)/.installed
 	$(BIN)/python tools/count_instructions.py $(ARGS)
+
+# AddressSanitizer and UndefinedBehaviorSanitizer over fusestep.ops, on the scalar kernels; forks have a run of their own.
+sanitize: $(BUILD)/.installed
+	PYTHON=$(BIN)/python tools/sanitized.sh address,undefined python -m pytest --numprocesses auto --dist worksteal \
+	    -m 'not slow and not exhaustive' tests/ops --ignore tests/ops/test_threads.py \
+	    --ignore tests/ops/test_environments.py $(ARGS)
+
+# ThreadSanitizer over the threads: the C++ program, and the own pool from Python (libgomp is not instrumented).
+tsan: $(BUILD)/.installed
+	PYTHON=$(BIN)/python tools/sanitized.sh thread python -m pytest -k 'cpp_program or bits or at_once' \
+	    tests/ops/test_threads.py $(ARGS)
+
+# A million random calls, half of them valid: about an hour on two cores. ARGS='--calls 10000' for fewer.
+fuzz: $(BUILD)/.installed
+	$(BIN)/python tools/fuzz.py $(ARGS)
+
+# Memory and references over 100,000 calls.
+leaks: $(BUILD)/.installed
+	$(BIN)/python tools/leaks.py $(ARGS)
 
 bench: $(BUILD)/.installed
 	$(BIN)/fusestep bench optim $(ARGS)

@@ -13,7 +13,7 @@ namespace {
 Causal read_causal(py::handle value, const Argument& argument) {
   if (value.is(py::bool_(false))) return Causal::none;
   if (value.is(py::bool_(true))) return Causal::top_left;
-  const std::string word = py::isinstance<py::str>(value) ? py::cast<std::string>(value) : "";
+  const std::string word = word_of(value);
   if (word == "top_left") return Causal::top_left;
   if (word == "bottom_right") return Causal::bottom_right;
   refuse_value(argument, "True, False, \"top_left\" or \"bottom_right\"", text_of(value),

@@ -29,7 +29,7 @@ std::optional<double> read_factor(const py::dict& given, const char* operation, 
 OnNonfinite read_on_nonfinite(const py::dict& given, const char* operation, bool clips) {
   PyObject* value = PyDict_GetItemString(given.ptr(), "on_nonfinite");
   if (value == nullptr || value == Py_None) return clips ? OnNonfinite::skip : OnNonfinite::propagate;
-  const std::string word = py::isinstance<py::str>(value) ? py::cast<std::string>(py::handle(value)) : "";
+  const std::string word = word_of(value);
   if (word == "skip") return OnNonfinite::skip;
   if (word == "raise") return OnNonfinite::raise;
   if (word == "propagate") return OnNonfinite::propagate;

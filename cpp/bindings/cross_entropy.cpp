@@ -12,7 +12,7 @@ namespace fusestep {
 namespace {
 
 Reduction read_reduction(py::handle value, const Argument& argument) {
-  const std::string word = py::isinstance<py::str>(value) ? py::cast<std::string>(value) : "";
+  const std::string word = word_of(value);
   if (word == "none") return Reduction::none;
   if (word == "mean") return Reduction::mean;
   if (word == "sum") return Reduction::sum;
@@ -20,10 +20,10 @@ Reduction read_reduction(py::handle value, const Argument& argument) {
 }
 
 void cross_entropy(const char* name, py::handle logits, py::handle labels, py::handle loss, py::handle lse,
-                   py::handle grad, std::int64_t ignore_index, py::handle label_smoothing, py::handle z_loss,
+                   py::handle grad, py::handle ignore_index, py::handle label_smoothing, py::handle z_loss,
                    py::handle reduction) {
   CrossEntropyOptions options;
-  options.ignore_index = ignore_index;
+  options.ignore_index = read_integer(ignore_index, {name, "ignore_index"});
   options.label_smoothing = read_number(label_smoothing, Range::not_negative, {name, "label_smoothing"});
   if (options.label_smoothing > 1) {
     refuse_value({name, "label_smoothing"}, "a number in [0, 1]", text_of(label_smoothing));

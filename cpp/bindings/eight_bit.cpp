@@ -4,6 +4,7 @@
 #include <string>
 
 #include "bindings/functions.h"
+#include "bindings/options.h"
 #include "bindings/tensor.h"
 
 namespace fusestep {
@@ -11,15 +12,16 @@ namespace fusestep {
 namespace {
 
 template <class Convert>
-void convert(const std::string& operation, py::handle values, py::handle codes, py::handle absmax, bool square,
+void convert(const std::string& operation, py::handle values, py::handle codes, py::handle absmax, py::handle square,
              const Convert& operate) {
   const char* const name = operation.c_str();
+  const bool squares = read_bool(square, {name, "square"});
   TensorReader reader;
   const TensorView values_view = reader.read(values, {name, "values"});
   const TensorView codes_view = reader.read(codes, {name, "codes"}, Dtypes::floats_and_codes);
   const TensorView absmax_view = reader.read(absmax, {name, "absmax"});
   const py::gil_scoped_release released;
-  operate(name, values_view, codes_view, absmax_view, square);
+  operate(name, values_view, codes_view, absmax_view, squares);
 }
 
 }  // namespace
@@ -27,14 +29,14 @@ void convert(const std::string& operation, py::handle values, py::handle codes, 
 void bind_eight_bit(py::module_& m) {
   m.def(
       "quantize_8bit",
-      [](const std::string& operation, py::handle values, py::handle codes, py::handle absmax, bool square) {
+      [](const std::string& operation, py::handle values, py::handle codes, py::handle absmax, py::handle square) {
         convert(operation, values, codes, absmax, square, quantize_moments);
       },
       py::arg("operation"), py::arg("values"), py::arg("codes"), py::arg("absmax"), py::arg("square"),
       "Fills codes and absmax from values, all C-contiguous and in CPU memory.");
   m.def(
       "dequantize_8bit",
-      [](const std::string& operation, py::handle values, py::handle codes, py::handle absmax, bool square) {
+      [](const std::string& operation, py::handle values, py::handle codes, py::handle absmax, py::handle square) {
         convert(operation, values, codes, absmax, square, dequantize_moments);
       },
       py::arg("operation"), py::arg("values"), py::arg("codes"), py::arg("absmax"), py::arg("square"),

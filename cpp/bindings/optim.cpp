@@ -94,7 +94,7 @@ GroupRounding read_rounding(const py::dict& options, const char* operation, std:
     }
     rounding.rounding = Rounding::master;
   } else if (!word.is_none()) {
-    const std::string given = py::isinstance<py::str>(word) ? py::cast<std::string>(word) : "";
+    const std::string given = word_of(word);
     if (given != "stochastic" && given != "kahan") {
       refuse_value(argument, "None, \"stochastic\" or \"kahan\"", text_of(word),
                    did_you_mean(word, {"stochastic", "kahan"}));
@@ -147,9 +147,14 @@ void add_group(StepPlan& plan, TensorReader& reader, const py::tuple& group, con
   ItemList states[kMaxStates];
   ItemList absmax[kMaxStates];
   for (int k = 0; k < kMaxStates; ++k) {
-    if (!uses(used, k)) continue;
+    if (O::kStateNames[k] == nullptr) continue;
     const Argument argument = list_argument(O::kStateNames[k]);
-    states[k] = ItemList(given_states[static_cast<std::size_t>(k)], argument);
+    const py::object given = given_states[static_cast<std::size_t>(k)];
+    if (!uses(used, k)) {
+      if (!given.is_none()) ItemList(given, argument);  // it is left alone, but refused where it is no list
+      continue;
+    }
+    states[k] = ItemList(given, argument);
     states[k].check_length(params.size(), argument);
     const std::size_t scales_at = num_states + static_cast<std::size_t>(k);
     if (given_states.size() <= scales_at || given_states[scales_at].is_none()) continue;

@@ -20,6 +20,14 @@ namespace py = pybind11;
 // repr(object), for messages.
 inline std::string text_of(py::handle object) { return py::cast<std::string>(py::repr(object)); }
 
+// The text of a str; "" for everything else, and for text that UTF-8 cannot hold: no option is called that.
+inline std::string word_of(py::handle value) {
+  if (!PyUnicode_Check(value.ptr())) return "";
+  const char* const text = PyUnicode_AsUTF8(value.ptr());
+  if (text == nullptr) PyErr_Clear();
+  return text == nullptr ? "" : text;
+}
+
 // "Did you mean 'skip'?", or nothing where none of `choices` is near: what a refusal of a name ends with.
 inline std::string did_you_mean(py::handle value, std::initializer_list<const char*> choices) {
   py::list known;
@@ -67,6 +75,20 @@ inline std::uint64_t read_unsigned(py::handle value, std::uint64_t most, const A
   return number;
 }
 
+// Anything with __index__ that fits: an int, a NumPy integer.
+inline std::int64_t read_integer(py::handle value, const Argument& argument) {
+  constexpr const char* kExpected = "an int of 64 bits";
+  const auto index = py::reinterpret_steal<py::object>(PyNumber_Index(value.ptr()));
+  if (!index) {
+    PyErr_Clear();
+    refuse_type(argument, kExpected, text_of(value));
+  }
+  int overflow = 0;
+  const std::int64_t number = PyLong_AsLongLongAndOverflow(index.ptr(), &overflow);
+  if (overflow != 0) refuse_value(argument, kExpected, text_of(value));
+  return number;
+}
+
 inline std::uint32_t read_offset(py::handle value, const char* operation) {
   return static_cast<std::uint32_t>(read_unsigned(value, UINT32_MAX, {operation, "offset"}));
 }
@@ -91,7 +113,7 @@ inline void read_option(py::handle value, Range range, const Argument& argument,
 inline void read_option(py::handle value, Range /*range*/, const Argument& argument, Choice& out) {
   std::string expected;
   for (int i = 0; i < 2; ++i) {
-    if (py::isinstance<py::str>(value) && py::cast<std::string>(value) == out.words[i]) {
+    if (word_of(value) == out.words[i]) {
       out.value = i;
       return;
     }

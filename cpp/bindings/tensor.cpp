@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <bit>
 #include <cstddef>
+#include <cstdint>
+#include <cstdlib>
 #include <iterator>
 #include <string>
 
@@ -184,17 +186,40 @@ const dlpack::ExchangeApi* exchange_api_of(py::handle type) {
   return readable ? api : nullptr;
 }
 
-// Counts the elements, and drops strides that only say "C-contiguous".
-void settle_layout(TensorView& view) {
+// Whether the bytes from the lowest to the highest element can be counted.
+bool spans_countable_bytes(const TensorView& view) {
+  std::int64_t bytes = size_of(view.dtype);
+  for (std::int32_t i = 0; i < view.ndim; ++i) {
+    const std::int64_t stride = view.strides[i];
+    std::int64_t reach = 0;
+    if (stride == INT64_MIN || __builtin_mul_overflow(std::abs(stride), view.shape[i] - 1, &reach) ||
+        __builtin_mul_overflow(reach, size_of(view.dtype), &reach) || __builtin_add_overflow(bytes, reach, &bytes)) {
+      return false;
+    }
+  }
+  return true;
+}
+
+// Counts the elements, and drops strides that only say "C-contiguous". Refuses sizes and strides whose products do not
+// fit: a capsule may hold any numbers, and all later arithmetic counts on it.
+void settle_layout(TensorView& view, const Argument& argument) {
   std::int64_t numel = 1;
   bool contiguous = true;
+  bool empty = false;
+  bool countable = true;
   for (std::int32_t i = view.ndim; i-- > 0;) {
     const std::int64_t size = view.shape[i];
     contiguous = contiguous && (view.strides == nullptr || size == 1 || view.strides[i] == numel);
-    numel *= size;
+    empty = empty || size == 0;
+    // Empty arrays too: the strides of what lies beside the missing dimension are worked out.
+    countable = countable && size >= 0 && !__builtin_mul_overflow(numel, std::max<std::int64_t>(size, 1), &numel);
   }
-  view.numel = numel;
-  if (contiguous || numel <= 1) view.strides = nullptr;
+  countable = countable && numel <= INT64_MAX / size_of(view.dtype);
+  view.numel = empty ? 0 : numel;
+  if (contiguous || view.numel <= 1) view.strides = nullptr;
+  if (!countable || (view.strides != nullptr && !spans_countable_bytes(view))) {
+    refuse_value(argument, "sizes and strides of at most 2**63 - 1 bytes", "shape " + describe_shape(view));
+  }
 }
 
 void require_alignment(const TensorView& view, const Argument& argument) {
@@ -217,16 +242,21 @@ TensorView to_view(const dlpack::Tensor& tensor, PyObject* object, const Argumen
                  "Move it first.");
   }
   view.device = {tensor.device.type, tensor.device.index};
+  constexpr std::int32_t kMostDims = 64;  // NumPy's limit
+  if (tensor.ndim < 0 || tensor.ndim > kMostDims || (tensor.ndim > 0 && tensor.shape == nullptr)) {
+    refuse_value(argument, "a shape of 0 to " + std::to_string(kMostDims) + " dimensions",
+                 tensor.shape == nullptr ? "none" : std::to_string(tensor.ndim) + " dimensions");
+  }
   view.ndim = tensor.ndim;
   view.shape = tensor.shape;
   view.strides = tensor.strides;
-  settle_layout(view);
+  settle_layout(view, argument);
   if (tensor.data == nullptr && view.numel > 0) {
     refuse_type(argument, kExpectedArray,
                 "a " + name_of_type(object) + " of shape " + describe_shape(view) + " without memory",
                 "Fake, meta and wrapper tensors hold no numbers of their own.");
   }
-  view.data = static_cast<std::byte*>(tensor.data) + tensor.byte_offset;
+  if (tensor.data != nullptr) view.data = static_cast<std::byte*>(tensor.data) + tensor.byte_offset;
   require_alignment(view, argument);
   return view;
 }
@@ -420,7 +450,7 @@ TensorView TensorReader::read_numpy(PyObject* object, const Argument& argument, 
   }
   view.shape = layout;
   view.strides = strides;
-  settle_layout(view);
+  settle_layout(view, argument);
   require_alignment(view, argument);
   return view;
 }

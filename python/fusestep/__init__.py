@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from fusestep import _main_interpreter as _main_interpreter  # first: it refuses where the core would wait for ever
 from fusestep import ops
 from fusestep._core import __version__, get_num_threads, info, set_num_threads
 

@@ -33,6 +33,12 @@ def did_you_mean(value: Any, choices: Iterable[str]) -> str:
     return f"Did you mean '{near[0]}'?" if near else ""
 
 
+def check_bool(operation: str, argument: str, value: Any) -> None:
+    """Refuses anything but True and False."""
+    if not isinstance(value, bool):
+        refuse(operation, argument, "True or False", repr(value), error=TypeError)
+
+
 def check_integer(operation: str, argument: str, value: Any, minimum: int) -> None:
     """Refuses anything but an int (not a bool) of at least ``minimum``."""
     if isinstance(value, bool) or not isinstance(value, int):

@@ -9,13 +9,11 @@ import problems
 import pytest
 import tolerances
 import torch
-from attention_cases import FEATURES, Problem, Shape, round_to
+from attention_cases import Shape, round_to
 from attention_runs import DTYPES, assert_within, drawn, wide
 from fusestep import ops, reference
+from masked_softmax_runs import NAMES, SOFTMAX, bounds
 
-SOFTMAX = {
-    name: features for name, features in FEATURES.items() if not {"packed", "alibi_slopes", "softcap"} & features.keys()
-}
 FEATURE = pytest.mark.parametrize("name", SOFTMAX)
 LENGTHS = (1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 1000)
 
@@ -44,17 +42,6 @@ def run(scores, grad_out, options):
     additive = mask is not None and mask.dtype not in (np.bool_, torch.bool)
     out, lse = ops.masked_softmax(scores, **options)
     return out, lse, *ops.masked_softmax_backward(grad_out, scores, lse, **options, grad_mask=additive)
-
-
-def bounds(scores, grad_out, options, dtype):
-    """It is attention over key = value = the identity; then no product is rounded, and none is charged too little."""
-    keys = scores.shape[-1]
-    eye = np.tile(np.eye(keys), (*scores.shape[:2], 1, 1))
-    bound = tolerances.attention(Problem(scores, eye, eye, grad_out, options), dtype)
-    return {name: bound[key] for name, key in NAMES.items() if key in bound}
-
-
-NAMES = {"out": "out", "lse": "lse", "grad_scores": "grad_query", "grad_mask": "grad_mask"}
 
 
 def check(features, dtype="float32", **shape):

@@ -141,7 +141,7 @@ def scale_of(norm, *, max_grad_norm=None, clip_factor=None, grad_scale=1.0, **_)
     if clip_factor is not None:
         coefficient = clip_factor if norm > max_grad_norm else 1.0
     elif max_grad_norm is not None:
-        coefficient = min(1.0, max_grad_norm / (norm + 1e-6))
+        coefficient = min(max_grad_norm / (norm + 1e-6), 1.0)  # in this order a NaN stays
     return coefficient / grad_scale
 
 

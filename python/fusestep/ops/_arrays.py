@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fusestep._refusal import refuse
+from fusestep._refusal import check_bool, refuse
 
 
 def bump_versions(arrays: Iterable[Any]) -> None:
@@ -23,7 +23,8 @@ def bump_versions(arrays: Iterable[Any]) -> None:
 
 def shape_of(array: Any) -> tuple[int, ...]:
     """() for what is no array: the core refuses it, and says how."""
-    return tuple(getattr(array, "shape", ()))
+    shape = getattr(array, "shape", ())
+    return shape if isinstance(shape, tuple) else ()
 
 
 def empty(
@@ -38,14 +39,15 @@ def empty(
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(like, torch.Tensor):
         dtype = like.dtype
-        if isinstance(plus, torch.Tensor):
+        # Of 8 bits and of no floats torch knows no sum; the core refuses them.
+        if isinstance(plus, torch.Tensor) and all(d.is_floating_point and d.itemsize > 1 for d in (dtype, plus.dtype)):
             dtype = torch.promote_types(dtype, plus.dtype)
         if for_sums and dtype != torch.float64:
             dtype = torch.float32
         return torch.empty(shape, dtype=dtype, device=like.device)
     if isinstance(like, np.ndarray) or not hasattr(like, "__dlpack__"):
         dtype = like.dtype if isinstance(like, np.ndarray) else np.dtype(np.float32)
-        if isinstance(plus, np.ndarray):
+        if isinstance(plus, np.ndarray) and np.can_cast(plus.dtype, np.float64) and np.can_cast(dtype, np.float64):
             # NumPy knows no sum of the two 16-bit floats of ml_dtypes and its own.
             dtype = np.promote_types(dtype, np.promote_types(plus.dtype, np.float32))
         if for_sums and dtype != np.float64:
@@ -88,6 +90,7 @@ def softmax_options(
 
 def check_grad_mask(operation: str, wanted: bool, mask: Any) -> None:
     """Refuses to give a gradient of a mask that has none."""
+    check_bool(operation, "grad_mask", wanted)
     if not wanted:
         return
     if mask is None or str(getattr(mask, "dtype", "")) in ("bool", "torch.bool"):

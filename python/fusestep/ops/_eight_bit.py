@@ -9,6 +9,8 @@ import numpy as np
 
 from fusestep import _core
 
+from ._arrays import shape_of
+
 
 def quantize_8bit(values: Any, *, square: bool) -> tuple[Any, Any]:
     """Moments as codes of 8 bits and the scales of their blocks.
@@ -29,7 +31,7 @@ def quantize_8bit(values: Any, *, square: bool) -> tuple[Any, Any]:
     Raises:
         TypeError, ValueError: another array.
     """
-    shape = tuple(getattr(values, "shape", ()))
+    shape = shape_of(values)
     numel = int(np.prod(shape, dtype=np.int64))
     codes = _empty(values, shape, "uint8")
     absmax = _empty(values, (-(-numel // 256),), "float32")
@@ -48,7 +50,7 @@ def dequantize_8bit(codes: Any, absmax: Any, *, square: bool) -> Any:
     Raises:
         TypeError, ValueError: another array.
     """
-    values = _empty(codes, tuple(getattr(codes, "shape", ())), "float32")
+    values = _empty(codes, shape_of(codes), "float32")
     _core.dequantize_8bit("dequantize_8bit", values, codes, absmax, square)
     return values
 

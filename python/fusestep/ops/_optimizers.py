@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fusestep import _core
-from fusestep._refusal import refuse
+from fusestep._refusal import check_bool, refuse
 
 from ._arrays import bump_versions
 
@@ -155,6 +155,7 @@ def clip_grad_norm_(
         error_if_nonfinite: raise RuntimeError, with nothing changed, if the norm is not finite.
         clip_factor: if given, gradients of a norm above max_norm are multiplied by this instead.
     """
+    check_bool("clip_grad_norm_", "error_if_nonfinite", error_if_nonfinite)
     options = {
         "max_norm": max_norm,
         "norm_type": norm_type,
