@@ -28,6 +28,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests/support"))
 
+MOST_SECONDS = 60  # of one call: it hangs then, and the process ends
+
 
 def assert_refusal(call: Any, error: Exception) -> None:
     if call.not_finite and type(error) is RuntimeError:
@@ -74,7 +76,9 @@ def run(seed: int, first: int, step: int, calls: int, number: Any, failures: Any
     faulthandler.enable()
     warnings.simplefilter("ignore")
     import random_calls
+    import torch
 
+    torch.set_num_threads(1)  # the processes share the cores out
     # The bounds of attention and softmax take a hundred times as long as the other references.
     weights = {name: 1 if name.startswith(("attention", "masked")) else 5 for name in random_calls.MAKERS}
     kinds: set[str] = set()
@@ -83,6 +87,7 @@ def run(seed: int, first: int, step: int, calls: int, number: Any, failures: Any
         draw = random.Random(at)
         [name] = draw.choices(tuple(weights), tuple(weights.values()))
         spoiled = draw.random() < 0.5
+        faulthandler.dump_traceback_later(MOST_SECONDS, exit=True)
         try:
             make_call(name, at, spoiled)
         except Exception as error:

@@ -173,7 +173,7 @@ def thing(draw: random.Random, call: Call, old: Any) -> Any:
         return capsule(draw)
     if kind == 4:
         return tensor(draw)
-    if kind == 5 or memory is None:
+    if kind == 5 or memory is None or memory.dtype.char not in "efdilE":
         return array(draw)
     if kind == 6:
         return draw.choice(arrays_of(call, call.arguments))

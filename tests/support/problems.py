@@ -138,10 +138,14 @@ def assert_same_bits(got, want, what=""):
 def scale_of(norm, *, max_grad_norm=None, clip_factor=None, grad_scale=1.0, **_):
     """The factor of the gradients, in double, given the norm that the step returned."""
     coefficient = 1.0
-    if clip_factor is not None:
+    if max_grad_norm is None or max_grad_norm == math.inf:  # infinity: only measured
+        pass
+    elif math.isnan(norm):
+        coefficient = math.nan
+    elif clip_factor is not None:
         coefficient = clip_factor if norm > max_grad_norm else 1.0
-    elif max_grad_norm is not None:
-        coefficient = min(max_grad_norm / (norm + 1e-6), 1.0)  # in this order a NaN stays
+    else:
+        coefficient = min(1.0, max_grad_norm / (norm + 1e-6))
     return coefficient / grad_scale
 
 
