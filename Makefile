@@ -10,7 +10,7 @@ BUILD_SETTINGS := -C build-dir=$(BUILD) -C cmake.define.FUSESTEP_WERROR=ON
 REPAIR := PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair
 SOURCES := $(shell find cpp cuda python bench tests/cuda -type f -not -path '*/__pycache__/*' -not -path 'bench/results/*')
 
-.PHONY: train test exhaustive instructions sanitize tsan fuzz leaks bench gpu sdist wheel wheel-torch cuda neon docs types lint format clean
+.PHONY: train test exhaustive instructions sanitize tsan fuzz leaks nightly bench gpu sdist wheel wheel-torch cuda neon docs types lint format clean
 
 train: $(BUILD)/.installed
 	$(BIN)/fusestep train $(ARGS)
@@ -47,6 +47,10 @@ fuzz: $(BUILD)/.installed
 # Memory and references over 100,000 calls.
 leaks: $(BUILD)/.installed
 	$(BIN)/python tools/leaks.py $(ARGS)
+
+# All that is too slow for every change, each also where one before it failed.
+nightly:
+	$(MAKE) --keep-going exhaustive instructions sanitize tsan fuzz leaks
 
 bench: $(BUILD)/.installed
 	$(BIN)/fusestep bench optim $(ARGS)
