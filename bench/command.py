@@ -184,7 +184,7 @@ def _parser() -> argparse.ArgumentParser:
         help="of attention, only what has this in its title, such as 'forward, (8, 12, 256, 64) causal'",
     )
     parser.add_argument(
-        "--quick", action="store_true", help="smaller arrays and fewer rounds: less than two minutes for all"
+        "--quick", action="store_true", help="smaller arrays and fewer rounds: some two minutes for all"
     )
     return parser
 
