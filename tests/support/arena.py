@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-SIZE = 1 << 18
+SIZE = 1 << 20
 FILLING = 0xA5
 
 
