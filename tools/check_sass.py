@@ -41,7 +41,6 @@ class Rule:
 LOCAL_MEMORY = r"^(STL|LDL)\b"
 MAY_USE_LOCAL_MEMORY = (
     r"::dropout<\w+, true, ",  # strided: the path for what is rare
-    r"::update<.*, true>\(",  # strided
     r"::softmax_mask_(sums|combine)<",
     r"::plain_\w+<",  # head dims up to 256 in registers; double needs twice as many
     r"::attention_(forward|backward)<",  # each a few registers; see bench/README.md

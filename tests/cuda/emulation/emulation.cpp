@@ -23,7 +23,7 @@ constexpr std::size_t kStackBytes = 128 * 1024;
 enum class Place { running, block_barrier, warp_barrier, done };
 
 // What a switch between stacks needs. swapcontext would ask the operating system for the signal mask each time, which
-// took a third of the time of all tests under emulation.
+// took most of the time of the masked softmax's tests.
 struct Jump {
   void* buffer[5];
 };
