@@ -50,7 +50,7 @@ leaks: $(BUILD)/.installed
 
 # All that is too slow for every change, each also where one before it failed.
 nightly:
-	$(MAKE) --keep-going exhaustive instructions sanitize tsan fuzz leaks
+	$(MAKE) --keep-going cuda exhaustive instructions sanitize tsan fuzz leaks
 
 bench: $(BUILD)/.installed
 	$(BIN)/fusestep bench optim $(ARGS)
@@ -73,16 +73,19 @@ sdist: $(VENV)/.ready
 	$(BIN)/python -m build --sdist --no-isolation --outdir dist
 
 # The wheel with the CUDA backend, by the nvcc of NVIDIA's packages: no GPU and no driver are needed. Warnings are errors,
-# the machine code is what it should be, and the module imports without a driver.
+# the machine code is what it should be, and the module imports without a driver. CUDA_ARCHITECTURES: what all kernels are
+# compiled for; the attention that is for Hopper alone is compiled for Hopper whatever they are.
+CUDA_ARCHITECTURES ?= 80-real;90a-real;80-virtual
+comma := ,
 cuda: $(VENV)/.cuda-ready sdist
 	rm -rf dist/cuda build/wheels-cuda
 	FUSESTEP_NVCC_FROM_PYPI=1 $(BIN)/python -m build --wheel --no-isolation --outdir build/wheels-cuda $(BUILD_SETTINGS) \
-	    -C cmake.define.FUSESTEP_EMULATE_CUDA=OFF
+	    -C cmake.define.FUSESTEP_EMULATE_CUDA=OFF -C 'cmake.define.CMAKE_CUDA_ARCHITECTURES=$(CUDA_ARCHITECTURES)'
 	$(BIN)/python tools/check_sdist.py dist/*.tar.gz $(BUILD) build/wheels-cuda/*.whl
-	$(BIN)/python tools/check_sass.py $$(find $(BUILD)/cuda -name '*.cu.o')
+	$(BIN)/python tools/check_sass.py --architectures '$(CUDA_ARCHITECTURES)' $$(find $(BUILD)/cuda -name '*.cu.o')
 	$(REPAIR) --wheel-dir dist/cuda build/wheels-cuda/*.whl
 	$(BIN)/python tools/check_wheel_files.py dist/cuda/*.whl 40
-	tools/check_wheel.sh dist/cuda/*.whl '80-real, 90a-real, 80-virtual'
+	tools/check_wheel.sh dist/cuda/*.whl '$(subst ;,$(comma) ,$(CUDA_ARCHITECTURES))'
 
 # The source distribution and the wheels without CUDA, into dist: for .venv's Python and for every other one that is
 # found here (PYTHONS= for none). Each is installed beside NumPy alone, imported and used.

@@ -26,7 +26,6 @@ struct CrossEntropyArguments {
 template <class S, int kThreads>
 class CrossEntropyRow {
   using T = typename Wide<S>::type;
-  using Threads = RowThreads<kThreads>;
   static constexpr int kPack = kPackOf<S>;
   static constexpr int kAhead = sizeof(S) == 8 ? 1 : 4;  // groups that a thread reads before it computes with them
 
@@ -53,9 +52,9 @@ class CrossEntropyRow {
         label >= 0 && label < job_.classes;  // the host could not look; memory beside the row is not read
     const T of_label = exists ? widened<T>(logits_[label * job_.logits.column]) : static_cast<T>(NAN);
     sum_up();
-    Threads::wait();  // until the label's logit has been read, which the gradient may overwrite
+    threads().wait();  // until the label's logit has been read, which the gradient may overwrite
     const double lse = static_cast<double>(highest_) + ::log(exponentials_);
-    if (Threads::index() == 0) {
+    if (threads().index() == 0) {
       const double mean = logits_sum_ / static_cast<double>(job_.classes);
       write_results(cross_entropy_loss(job_, lse, static_cast<double>(of_label), mean), lse);
     }
@@ -63,6 +62,8 @@ class CrossEntropyRow {
   }
 
  private:
+  static __device__ __forceinline__ RowThreads threads() { return RowThreads(kThreads); }
+
   // How many elements before `row` memory is aligned for packs.
   static __device__ __forceinline__ int lead_of(const S* row) {
     return static_cast<int>(reinterpret_cast<std::uintptr_t>(row) % sizeof(Pack<S, kPack>) / sizeof(S));
@@ -105,14 +106,14 @@ class CrossEntropyRow {
 
   __device__ __forceinline__ void write_zeros() const {
     const T zeros[kPack] = {};
-    for (std::int64_t group = Threads::index(); group < groups(); group += kThreads) write(first_of(group), zeros);
+    for (std::int64_t group = threads().index(); group < groups(); group += kThreads) write(first_of(group), zeros);
   }
 
   // Calls visit(first element, logits) for this thread's groups, read from memory, and keeps them if rows are kept.
   template <class Visit>
   __device__ __forceinline__ void for_each_group(const Visit& visit) const {
 #pragma unroll 1
-    for (std::int64_t begin = Threads::index(); begin < groups(); begin += kThreads * kAhead) {
+    for (std::int64_t begin = threads().index(); begin < groups(); begin += kThreads * kAhead) {
       Pack<S, kPack> pack[kAhead];
 #pragma unroll
       for (int ahead = 0; ahead < kAhead; ++ahead) {
@@ -132,7 +133,7 @@ class CrossEntropyRow {
   template <class Visit>
   __device__ __forceinline__ void for_each_kept_group(const Visit& visit) const {
 #pragma unroll 2
-    for (std::int64_t group = Threads::index(); group < groups(); group += kThreads) {
+    for (std::int64_t group = threads().index(); group < groups(); group += kThreads) {
       visit_pack(first_of(group), kept(group), visit);
     }
   }
@@ -167,9 +168,9 @@ class CrossEntropyRow {
 #pragma unroll
       for (int i = 0; i < kPack; ++i) plain += first + i >= 0 && first + i < job_.classes ? x[i] : T(0);
     });
-    highest_ = Threads::greatest(highest);
-    exponentials_ = Threads::sum(static_cast<double>(exponentials * exponential(highest, highest_)));
-    if (job_.label_smoothing != 0) logits_sum_ = Threads::sum(static_cast<double>(plain));
+    highest_ = threads().greatest(highest);
+    exponentials_ = threads().sum(static_cast<double>(exponentials * exponential(highest, highest_)));
+    if (job_.label_smoothing != 0) logits_sum_ = threads().sum(static_cast<double>(plain));
   }
 
   __device__ __forceinline__ void write_gradient(double lse, std::int64_t label, bool exists) const {
@@ -190,7 +191,7 @@ class CrossEntropyRow {
   }
 
   __device__ __forceinline__ void write_results(double loss, double lse) const {
-    if (Threads::index() != 0) return;
+    if (threads().index() != 0) return;
     static_cast<T*>(job_.lse.data)[row_ * job_.lse.stride] = static_cast<T>(lse);
     if (arguments_.losses != nullptr) {
       arguments_.losses[row_] = loss;
@@ -233,7 +234,7 @@ __global__ void __launch_bounds__(kColumnThreads)
   for (std::int64_t row = threadIdx.x; row < job.rows; row += kColumnThreads) {
     counted += job.labels[row * job.label_stride] != job.ignore_index;
   }
-  counted = RowThreads<kColumnThreads>::sum(counted);
+  counted = RowThreads(kColumnThreads).sum(counted);
   if (threadIdx.x == 0) *arguments.counted = counted;
 }
 
@@ -243,7 +244,7 @@ __global__ void __launch_bounds__(kColumnThreads)
     reduce_losses(const __grid_constant__ CrossEntropyArguments arguments) {
   double total = 0;
   for (std::int64_t row = threadIdx.x; row < arguments.job.rows; row += kColumnThreads) total += arguments.losses[row];
-  total = RowThreads<kColumnThreads>::sum(total);
+  total = RowThreads(kColumnThreads).sum(total);
   if (threadIdx.x != 0) return;
   if (arguments.counted != nullptr) total /= static_cast<double>(*arguments.counted);  // 0 / 0 is NaN
   *static_cast<T*>(arguments.job.loss.data) = static_cast<T>(total);

@@ -97,6 +97,12 @@ struct Elements {
     }
   }
 
+  __device__ __forceinline__ void store_master(const T (&value)[kCount]) const {
+    write_elements<kCount>(
+        static_cast<T*>(tensor.operand[kCompanion]), packed, count, [&](int i) { return offset(kCompanion, i); },
+        [&](int i) { return value[i]; });
+  }
+
   // The lower terms of parameters that are sums of two 16-bit floats, from the values that they stand for.
   __device__ __forceinline__ void store_compensation(const T (&value)[kCount]) const {
     if constexpr (sizeof(T) == 4) {
@@ -112,29 +118,23 @@ struct Elements {
     }
   }
 
+  // The random numbers of elements that lie from `position` on, within a group of numbers.
+  __device__ __forceinline__ void draw_pack(const UpdateHeader& header, std::int64_t position,
+                                            std::uint32_t (&numbers)[kCount]) const {
+    const auto words = draw_group({header.seed, tensor.parameter, header.step}, position / kRoundingGroup);
+    for (int i = 0; i < kCount; ++i) numbers[i] = number_of(words, position + i);
+  }
+
+  // The same for elements of any positions.
   __device__ __forceinline__ void draw(const UpdateHeader& header, std::uint32_t (&numbers)[kCount]) const {
+    if (tensor.positions.is_whole()) return draw_pack(header, first, numbers);
     const RoundingDraw draw{header.seed, tensor.parameter, header.step};
-    const auto words_of = [&](std::int64_t group) {
-      return rounding_words<std::uint32_t>(draw, static_cast<std::uint32_t>(group),
-                                           static_cast<std::uint32_t>(static_cast<std::uint64_t>(group) >> 32));
-    };
-    // Not by an index that only the run knows: the words would move to local memory.
-    const auto number = [](const PhiloxWords<std::uint32_t>& words, std::int64_t position) {
-      const std::uint32_t lower = (position & 2) != 0 ? words.word[1] : words.word[0];
-      const std::uint32_t upper = (position & 2) != 0 ? words.word[3] : words.word[2];
-      return ((position & 4) != 0 ? upper : lower) >> ((position & 1) * 16) & 0xffffu;
-    };
-    if (tensor.positions.is_whole()) {
-      const auto words = words_of(first / kRoundingGroup);
-      for (int i = 0; i < kCount; ++i) numbers[i] = number(words, first + i);
-      return;
-    }
     std::int64_t group = -1;
     PhiloxWords<std::uint32_t> words{};
     for (int i = 0; i < kCount; ++i) {
       const std::int64_t position = tensor.positions.of(first + i);
-      if (position / kRoundingGroup != group) words = words_of(group = position / kRoundingGroup);
-      numbers[i] = number(words, position);
+      if (position / kRoundingGroup != group) words = draw_group(draw, group = position / kRoundingGroup);
+      numbers[i] = number_of(words, position);
     }
   }
 
@@ -168,12 +168,11 @@ struct Elements {
     }
   }
 
-  // All but states in 8 bits.
-  __device__ __forceinline__ void store_values(const UpdateHeader& header, const Values<T, kCount>& values) const {
-    std::uint32_t numbers[kCount] = {};
-    if (tensor.rounding == Rounding::stochastic) draw(header, numbers);
+  // All but states in 8 bits. numbers: of the elements, where rounding is stochastic.
+  __device__ __forceinline__ void store_values(const Values<T, kCount>& values,
+                                               const std::uint32_t (&numbers)[kCount]) const {
     store(0, values.param, numbers);
-    if (tensor.rounding == Rounding::master) store(kCompanion, values.param, numbers);
+    if (tensor.rounding == Rounding::master) store_master(values.param);
     if (tensor.rounding == Rounding::kahan) store_compensation(values.param);
 #pragma unroll
     for (int k = 0; k < kMaxStates; ++k) {
@@ -185,6 +184,7 @@ struct Elements {
     }
   }
 
+  // Packs must be as ShardPositions::keeps_packs says.
   __device__ __forceinline__ void update(const UpdateHeader& header, const CoefficientsOf<Update, T>& c,
                                          const GradTransform<T>& transform) const {
     Values<T, kCount> values;
@@ -194,7 +194,24 @@ struct Elements {
       if (uses(Update::kStates, k)) load(kFirstState + k, values.state[k]);
     }
     apply(c, transform, values);
-    store_values(header, values);
+    std::uint32_t numbers[kCount] = {};
+    if (tensor.rounding == Rounding::stochastic) draw_pack(header, tensor.positions.of(first), numbers);
+    store_values(values, numbers);
+  }
+
+ private:
+  static __device__ __forceinline__ PhiloxWords<std::uint32_t> draw_group(const RoundingDraw& draw,
+                                                                          std::int64_t group) {
+    return rounding_words<std::uint32_t>(draw, static_cast<std::uint32_t>(group),
+                                         static_cast<std::uint32_t>(static_cast<std::uint64_t>(group) >> 32));
+  }
+
+  // Not by an index that only the run knows: the words would move to local memory.
+  static __device__ __forceinline__ std::uint32_t number_of(const PhiloxWords<std::uint32_t>& words,
+                                                            std::int64_t position) {
+    const std::uint32_t lower = (position & 2) != 0 ? words.word[1] : words.word[0];
+    const std::uint32_t upper = (position & 2) != 0 ? words.word[3] : words.word[2];
+    return ((position & 4) != 0 ? upper : lower) >> ((position & 1) * 16) & 0xffffu;
   }
 };
 

@@ -1,6 +1,8 @@
 // The masked softmax. Of a row of up to 8,192 keys every thread keeps its groups of keys in registers, so that memory
 // is read once. Longer rows are read twice.
+#include <algorithm>
 #include <cmath>
+#include <type_traits>
 
 #include "cuda/launch.h"
 #include "cuda/masked_softmax.h"
@@ -17,40 +19,41 @@ constexpr int kColumnThreads = 128;
 struct SoftmaxArguments {
   SoftmaxJob job;  // its bands on the device
   SoftmaxGrads grads;
-  void* mean;        // [rows]: of the backward pass, the sum of p * gradient
-  void* row_sum;     // [rows]: the sum of the gradient with the mask, where the mask has no key dimension
-  void* partial;     // [blocks][mask columns]; nullptr: each mask row has one block
-  bool writes_mask;  // the rows themselves write the mask's gradient
+  void* mean;            // [rows]: of the backward pass, the sum of p * gradient
+  void* row_sum;         // [rows]: the sum of the gradient with the mask, where the mask has no key dimension
+  void* partial;         // [blocks][mask columns]; nullptr: each mask row has one block
+  bool writes_mask;      // the rows themselves write the mask's gradient
+  unsigned row_threads;  // that share a row that is kept in registers
 };
 
-// How a row is shared out: `threads` of a block, of which each keeps `groups` groups of keys.
-template <int kThreads_, int kGroups_>
-struct KeptRow {
-  static constexpr int kThreads = kThreads_;
-  static constexpr int kGroups = kGroups_;
-  static constexpr std::int64_t kKeys = kThreads * kGroups * kGroup;  // a row has at most
-  static constexpr int kBlockThreads = kThreads < 128 ? 128 : kThreads;
-  static constexpr int kRowsPerBlock = kBlockThreads / kThreads;
-  using Threads = RowThreads<kThreads>;
+constexpr int kMostRowThreads = 256;
+constexpr int kLeastBlockThreads = 128;  // of a block: several rows, where a row has fewer
+constexpr int kKeptThreads = 512;        // of the kernels that keep rows, that a multiprocessor holds at a time
 
-  static __device__ __forceinline__ std::int64_t row_number() {
-    return static_cast<std::int64_t>(blockIdx.x) * kRowsPerBlock + threadIdx.x / kThreads;
-  }
+// Where the threads of a row that is kept in registers find their keys.
+struct KeptRow {
+  RowThreads threads;
+  std::int64_t number;
+
+  __device__ __forceinline__ explicit KeptRow(unsigned row_threads)
+      : threads(static_cast<int>(row_threads)),
+        number(static_cast<std::int64_t>(blockIdx.x) * (blockDim.x / row_threads) + threadIdx.x / row_threads) {}
+
   // The first key of this thread's group g.
-  static __device__ __forceinline__ std::int64_t key(int g) {
-    return (g * kThreads + Threads::index()) * static_cast<std::int64_t>(kGroup);
+  __device__ __forceinline__ std::int64_t key(int g) const {
+    return (g * threads.count() + threads.index()) * static_cast<std::int64_t>(kGroup);
   }
 };
 
 constexpr int kLongRowThreads = 256;
-using LongRowThreads = RowThreads<kLongRowThreads>;
+__device__ __forceinline__ RowThreads long_row_threads() { return RowThreads(kLongRowThreads); }
 
 // Calls group(first key) for this thread's groups of a long row.
 template <class Group>
 __device__ __forceinline__ void for_each_group(std::int64_t begin, std::int64_t end, const Group& group) {
   const std::int64_t first = begin / kGroup * kGroup;
 #pragma unroll 1
-  for (std::int64_t key = first + LongRowThreads::index() * kGroup; key < end; key += kLongRowThreads * kGroup)
+  for (std::int64_t key = first + long_row_threads().index() * kGroup; key < end; key += kLongRowThreads * kGroup)
     group(key);
 }
 
@@ -86,37 +89,37 @@ struct ForwardEnd {
   }
 };
 
-template <class S, class Shape>
-__global__ void __launch_bounds__(Shape::kBlockThreads, 512 / Shape::kBlockThreads)
+template <class S, int kGroups>
+__global__ void __launch_bounds__(kMostRowThreads, kKeptThreads / kMostRowThreads)
     softmax_forward(const __grid_constant__ SoftmaxArguments arguments) {
   using T = typename Wide<S>::type;
   const SoftmaxJob& job = arguments.job;
-  const std::int64_t number = Shape::row_number();
-  if (number >= job.rows()) return;  // all threads of the row
-  const SoftmaxRow<S> row(job, position_of_row(job, number));
-  T power[Shape::kGroups][kGroup];
+  const KeptRow kept(arguments.row_threads);
+  if (kept.number >= job.rows()) return;  // all threads of the row
+  const SoftmaxRow<S> row(job, position_of_row(job, kept.number));
+  T power[kGroups][kGroup];
   T highest = minus_infinity<T>();
 #pragma unroll
-  for (int g = 0; g < Shape::kGroups; ++g) {
-    row.read_scores(Shape::key(g), power[g]);
+  for (int g = 0; g < kGroups; ++g) {
+    row.read_scores(kept.key(g), power[g]);
 #pragma unroll
     for (int i = 0; i < kGroup; ++i) highest = max(highest, power[g][i]);
   }
-  highest = Shape::Threads::greatest(highest);
+  highest = kept.threads.greatest(highest);
   T sum = 0;
 #pragma unroll
-  for (int g = 0; g < Shape::kGroups; ++g) {
+  for (int g = 0; g < kGroups; ++g) {
 #pragma unroll
     for (int i = 0; i < kGroup; ++i) {
       power[g][i] = power_of_two(power[g][i] - subtracted(highest));
       sum += power[g][i];
     }
   }
-  sum = Shape::Threads::sum(sum);
-  const ForwardEnd<S> end(row, highest, sum, Shape::Threads::index());
+  sum = kept.threads.sum(sum);
+  const ForwardEnd<S> end(row, highest, sum, kept.threads.index());
 #pragma unroll
-  for (int g = 0; g < Shape::kGroups; ++g) {
-    if (Shape::key(g) < job.keys) end.write(Shape::key(g), power[g]);
+  for (int g = 0; g < kGroups; ++g) {
+    if (kept.key(g) < job.keys) end.write(kept.key(g), power[g]);
   }
 }
 
@@ -139,9 +142,9 @@ __global__ void __launch_bounds__(kLongRowThreads, sizeof(S) == 8 ? 1 : 2)
     for (int i = 0; i < kGroup; ++i) sum += power_of_two(score[i] - subtracted(both));
     highest = both;
   });
-  const T of_all = LongRowThreads::greatest(highest);
-  sum = LongRowThreads::sum(sum * power_of_two(subtracted(highest) - subtracted(of_all)));
-  const ForwardEnd<S> end(row, of_all, sum, LongRowThreads::index());
+  const T of_all = long_row_threads().greatest(highest);
+  sum = long_row_threads().sum(sum * power_of_two(subtracted(highest) - subtracted(of_all)));
+  const ForwardEnd<S> end(row, of_all, sum, long_row_threads().index());
   for_each_group(0, job.keys, [&](std::int64_t first) {
     T power[kGroup];
     row.read_scores(first, power);
@@ -199,39 +202,38 @@ struct BackwardRow {
   }
 
   // For the kernels below, which sum up what the mask's elements get.
-  template <class Threads>
-  __device__ __forceinline__ void keep(std::int64_t number, T mean, T sum) const {
-    if (arguments.row_sum != nullptr) sum = Threads::sum(sum);
-    if (Threads::index() != 0) return;
+  __device__ __forceinline__ void keep(const RowThreads& threads, std::int64_t number, T mean, T sum) const {
+    if (arguments.row_sum != nullptr) sum = threads.sum(sum);
+    if (threads.index() != 0) return;
     if (arguments.mean != nullptr) static_cast<T*>(arguments.mean)[number] = mean;
     if (arguments.row_sum != nullptr) static_cast<T*>(arguments.row_sum)[number] = sum;
   }
 };
 
-template <class S, class Shape>
-__global__ void __launch_bounds__(Shape::kBlockThreads, 512 / Shape::kBlockThreads)
+template <class S, int kGroups>
+__global__ void __launch_bounds__(kMostRowThreads, kKeptThreads / kMostRowThreads)
     softmax_backward(const __grid_constant__ SoftmaxArguments arguments) {
   using T = typename Wide<S>::type;
   const SoftmaxJob& job = arguments.job;
-  const std::int64_t number = Shape::row_number();
-  if (number >= job.rows()) return;  // all threads of the row
-  const BackwardRow<S> row(arguments, position_of_row(job, number));
-  T p[Shape::kGroups][kGroup];
-  T grad[Shape::kGroups][kGroup];
+  const KeptRow kept(arguments.row_threads);
+  if (kept.number >= job.rows()) return;  // all threads of the row
+  const BackwardRow<S> row(arguments, position_of_row(job, kept.number));
+  T p[kGroups][kGroup];
+  T grad[kGroups][kGroup];
   T mean = 0;
 #pragma unroll
-  for (int g = 0; g < Shape::kGroups; ++g) {
-    row.read(Shape::key(g), p[g], grad[g]);
+  for (int g = 0; g < kGroups; ++g) {
+    row.read(kept.key(g), p[g], grad[g]);
 #pragma unroll
     for (int i = 0; i < kGroup; ++i) mean = fma(p[g][i], grad[g][i], mean);
   }
-  mean = Shape::Threads::sum(mean);
+  mean = kept.threads.sum(mean);
   T sum = 0;
 #pragma unroll
-  for (int g = 0; g < Shape::kGroups; ++g) {
-    if (Shape::key(g) < job.keys) sum += row.write(Shape::key(g), p[g], grad[g], mean);
+  for (int g = 0; g < kGroups; ++g) {
+    if (kept.key(g) < job.keys) sum += row.write(kept.key(g), p[g], grad[g], mean);
   }
-  row.template keep<typename Shape::Threads>(number, mean, sum);
+  row.keep(kept.threads, kept.number, mean, sum);
 }
 
 template <class S>
@@ -255,9 +257,9 @@ __global__ void __launch_bounds__(kLongRowThreads, sizeof(S) == 8 ? 1 : 2)
 #pragma unroll
       for (int i = 0; i < kGroup; ++i) mean = fma(p[i], grad[i], mean);
     });
-    if (pass == 0) mean = LongRowThreads::sum(mean);
+    if (pass == 0) mean = long_row_threads().sum(mean);
   }
-  row.template keep<LongRowThreads>(blockIdx.x, mean, sum);
+  row.keep(long_row_threads(), blockIdx.x, mean, sum);
 }
 
 // The group of columns of a mask's gradient that a thread sums up, of one block of rows or of one mask row.
@@ -344,22 +346,26 @@ SoftmaxArguments make_arguments(Session& session, const SoftmaxJob& job) {
   return arguments;
 }
 
-// Calls launch_kept(KeptRow) with the smallest that holds a row, or launch_long(). float64 is for checking gradients:
-// it has but the kernels for rows of any length.
+// Calls launch_kept(the groups of keys that each thread keeps, threads of a row), as few as hold a row, or
+// launch_long(). float64 is for checking gradients: it has but the kernels for rows of any length.
 template <class S, class LaunchKept, class LaunchLong>
 void with_row_shape(std::int64_t keys, const LaunchKept& launch_kept, const LaunchLong& launch_long) {
   if constexpr (sizeof(S) < sizeof(double)) {
-    if (keys <= KeptRow<32, 1>::kKeys) return launch_kept(KeptRow<32, 1>{});
-    if (keys <= KeptRow<32, 4>::kKeys) return launch_kept(KeptRow<32, 4>{});
-    if (keys <= KeptRow<128, 4>::kKeys) return launch_kept(KeptRow<128, 4>{});
-    if (keys <= KeptRow<256, 4>::kKeys) return launch_kept(KeptRow<256, 4>{});
+    constexpr int kGroups = 4;
+    if (keys <= 32 * kGroup) return launch_kept(std::integral_constant<int, 1>{}, 32);
+    for (const int threads : {32, 128, kMostRowThreads}) {
+      if (keys <= threads * kGroups * kGroup) return launch_kept(std::integral_constant<int, kGroups>{}, threads);
+    }
   }
   launch_long();
 }
 
-template <class Shape>
-std::int64_t row_blocks(const SoftmaxJob& job, Shape) {
-  return (job.rows() + Shape::kRowsPerBlock - 1) / Shape::kRowsPerBlock;
+template <class Kernel>
+void launch_kept_rows(const char* name, Kernel kernel, cudaStream_t stream, SoftmaxArguments arguments, int threads) {
+  arguments.row_threads = static_cast<unsigned>(threads);
+  const int block_threads = std::max(threads, kLeastBlockThreads);
+  const std::int64_t rows_per_block = block_threads / threads;
+  launch(name, kernel, (arguments.job.rows() + rows_per_block - 1) / rows_per_block, block_threads, stream, arguments);
 }
 
 }  // namespace
@@ -371,9 +377,8 @@ void run_masked_softmax_forward(const SoftmaxJob& job, const Stream& stream) {
   with_element_type(job.dtype, [&]<class S>(S) {
     with_row_shape<S>(
         job.keys,
-        [&]<class Shape>(Shape shape) {
-          launch("softmax_forward", softmax_forward<S, Shape>, row_blocks(job, shape), Shape::kBlockThreads,
-                 session.stream(), arguments);
+        [&]<int kGroups>(std::integral_constant<int, kGroups>, int threads) {
+          launch_kept_rows("softmax_forward", softmax_forward<S, kGroups>, session.stream(), arguments, threads);
         },
         [&] {
           launch("softmax_forward_long", softmax_forward_long<S>, job.rows(), kLongRowThreads, session.stream(),
@@ -405,9 +410,8 @@ void run_masked_softmax_backward(const SoftmaxJob& job, const SoftmaxGrads& grad
   with_element_type(job.dtype, [&]<class S>(S) {
     with_row_shape<S>(
         job.keys,
-        [&]<class Shape>(Shape shape) {
-          launch("softmax_backward", softmax_backward<S, Shape>, row_blocks(job, shape), Shape::kBlockThreads,
-                 session.stream(), arguments);
+        [&]<int kGroups>(std::integral_constant<int, kGroups>, int threads) {
+          launch_kept_rows("softmax_backward", softmax_backward<S, kGroups>, session.stream(), arguments, threads);
         },
         [&] {
           launch("softmax_backward_long", softmax_backward_long<S>, job.rows(), kLongRowThreads, session.stream(),

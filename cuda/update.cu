@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(kChunkThreads, kStrided || sizeof(T) == 8 ? 1 
         } else {
           constexpr int kPack = kPackOf<T>;
           share_out<kPack>(
-              packs_are_aligned<Update, kPack>(tensor), first, last,
+              packs_are_aligned<Update, kPack>(tensor) && tensor.positions.keeps_packs(kPack), first, last,
               [&](std::int64_t i) {
                 Elements<Update, T, kPack>{tensor, layout, i, true, kPack}.update(header, c, transform);
               },

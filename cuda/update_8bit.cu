@@ -120,7 +120,12 @@ __device__ __forceinline__ void update_block(const UpdateTensorOnDevice& tensor,
     if (lane == 0) tensor.absmax[k][block] = float_of(scale);
   }
 #pragma unroll
-  for (int p = 0; p < kPacks; ++p) elements(p).store_values(header, values[p]);
+  for (int p = 0; p < kPacks; ++p) {
+    const Lane<Update> own = elements(p);
+    std::uint32_t numbers[kPack] = {};
+    if (tensor.rounding == Rounding::stochastic) own.draw(header, numbers);
+    own.store_values(values[p], numbers);
+  }
 }
 
 // All tensors are flat: with strides the kernel would not fit into the registers (Backend::strided_8bit).

@@ -38,6 +38,10 @@ struct ShardPositions {
   FUSESTEP_HD std::int64_t of(std::int64_t element) const {
     return element < run ? first + element : first + element / run * pitch + element % run;
   }
+  // Whether `count` elements from a multiple of `count` on always follow each other and share a group of numbers.
+  FUSESTEP_HD bool keeps_packs(int count) const {
+    return first % count == 0 && (run == INT64_MAX || (run % count == 0 && pitch % count == 0));
+  }
   // How many elements follow each other from this one on.
   FUSESTEP_HD std::int64_t left(std::int64_t element) const {
     return element < run ? run - element : run - element % run;

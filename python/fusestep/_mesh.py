@@ -38,6 +38,11 @@ def is_spread(tensor: Any) -> bool:
     return kind is not None and isinstance(tensor, kind)
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """A DTensor's whole tensor, for which all processes call this together; anything else as it is."""
+    return tensor.full_tensor() if is_spread(tensor) else tensor  # type: ignore[attr-defined]
+
+
 def parts(tensors: Iterable[Any]) -> list[Any]:
     """This process' part of each DTensor, in the same memory; anything else as it is."""
     kind = _dtensor()

@@ -14,7 +14,10 @@ import pytest
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["one process", "two processes"])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(1, id="one process", marks=pytest.mark.exhaustive), pytest.param(2, id="two processes")],
+)
 def results(request, tmp_path_factory):
     file = tmp_path_factory.mktemp("clients") / "results.json"
     program = Path(__file__).with_name("two_processes.py")

@@ -6,15 +6,8 @@ import cases
 import fsdp_checks as checks
 import pytest
 from torch_pairs import common_setting
-from worlds import World
 
 ROWS = [pytest.param(row.name, common_setting(row), id=row.name) for row in cases.OPTIMIZERS]
-
-
-@pytest.fixture(scope="module", params=[2, 4], ids=lambda size: f"{size} processes")
-def world(request):
-    with World(request.param) as world:
-        yield world
 
 
 @pytest.mark.parametrize("layout", ["shards", "tensor parallel"])

@@ -9,7 +9,6 @@ import pytest
 import sharded_checks as checks
 import torch
 from torch_pairs import common_setting
-from worlds import World
 
 ROWS = [pytest.param(row.name, common_setting(row), id=row.name) for row in cases.OPTIMIZERS]
 CLIPPINGS = (
@@ -20,12 +19,6 @@ CLIPPINGS = (
     {"max_grad_norm": 1.0, "clip_factor": 0.25, "rewrite_grads": True},
     {"max_grad_value": 0.25},
 )
-
-
-@pytest.fixture(scope="module", params=[2, 4], ids=lambda size: f"{size} processes")
-def world(request):
-    with World(request.param) as world:
-        yield world
 
 
 @pytest.mark.parametrize("clipping", CLIPPINGS, ids=cases.describe)

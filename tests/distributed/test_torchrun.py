@@ -47,7 +47,10 @@ def text(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("options", [[], ["--shard"]], ids=["data parallel", "sharded"])
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param([], id="data parallel", marks=pytest.mark.exhaustive), pytest.param(["--shard"], id="sharded")],
+)
 def test_two_processes_train_as_one_and_one_of_them_speaks(tmp_path, text, options):
     arguments = ["--text", text, *SMALL, "--steps", "6", "--accumulate", "2", "--eval-every", "3"]
     done = torchrun(2, *arguments, *options, *DASHBOARD, "--run-dir", tmp_path / "two")
@@ -92,7 +95,7 @@ def workers(launcher: int) -> dict[int, int]:
     return found
 
 
-@pytest.mark.parametrize("killed", [0, 1])
+@pytest.mark.parametrize("killed", [pytest.param(0, marks=pytest.mark.exhaustive), 1])
 def test_the_end_of_one_process_is_the_end_of_the_job(tmp_path, text, killed):
     run_dir = tmp_path / "run"
     arguments = ["--text", text, *SMALL, "--steps", "100000", "--run-dir", run_dir]

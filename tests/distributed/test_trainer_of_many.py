@@ -14,12 +14,6 @@ from worlds import World
 SECONDS = 150  # for some whole runs, on a machine with fewer cores than processes
 
 
-@pytest.fixture(scope="module", params=[2, 4], ids=lambda size: f"{size} processes")
-def world(request):
-    with World(request.param) as world:
-        yield world
-
-
 @pytest.fixture(scope="module")
 def pair():
     with World(2) as world:

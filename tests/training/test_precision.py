@@ -117,7 +117,14 @@ def test_the_command_has_the_trainers_names():
     assert train.PRECISIONS == PRECISIONS
 
 
-@pytest.mark.parametrize(("precision", "optimizer"), [("bf16", "adamw"), ("bf16", "sgd"), ("bf16-autocast", "adamw")])
+@pytest.mark.parametrize(
+    ("precision", "optimizer"),
+    [
+        pytest.param("bf16", "adamw", marks=pytest.mark.exhaustive),
+        ("bf16", "sgd"),
+        ("bf16-autocast", "adamw"),
+    ],
+)
 def test_the_command_trains_and_resumes(tmp_path, capsys, precision, optimizer):
     command = ["train", "--run-dir", str(tmp_path / "run"), *TINY]
     assert main([*command, "--precision", precision, "--optimizer", optimizer]) == 0

@@ -15,8 +15,8 @@ namespace fusestep {
 // What one step needs of the hyperparameters, computed in double and rounded once to the parameter's type T.
 template <class T>
 struct AdamCoefficients {
-  T l2;      // added to the gradient as l2 * param; 0 in AdamW
-  T shrink;  // multiplies the parameter; 1 in Adam, which changes no bit
+  T l2;      // added to the gradient as l2 * param (Adam)
+  T shrink;  // multiplies the parameter (AdamW)
   T one_minus_beta1;
   T beta2;
   T one_minus_beta2;
@@ -25,7 +25,7 @@ struct AdamCoefficients {
   T minus_step_size;  // -lr / (1 - beta1^step)
 };
 
-template <bool kAmsgrad>
+template <bool kDecoupled, bool kAmsgrad>
 struct AdamUpdate {
   static constexpr StateSet kStates = kAmsgrad ? 0b111 : 0b011;
   static constexpr StateSet kSquares = 0b110;
@@ -37,8 +37,11 @@ struct AdamUpdate {
   FUSESTEP_HD static void apply(const AdamCoefficients<T>& c, V& param, V grad, V* state) {
     V& exp_avg = state[0];
     V& exp_avg_sq = state[1];
-    grad = with_l2(c.l2, param, grad);
-    param = param * c.shrink;
+    if constexpr (kDecoupled) {
+      param = param * c.shrink;
+    } else {
+      grad = with_l2(c.l2, param, grad);
+    }
     exp_avg = fma(c.one_minus_beta1, grad - exp_avg, exp_avg);
     exp_avg_sq = fma(c.one_minus_beta2 * grad, grad, c.beta2 * exp_avg_sq);
     V second_moment = exp_avg_sq;
@@ -65,14 +68,12 @@ FUSESTEP_HD AdamCoefficients<T> adam_coefficients(const Options& o, double step,
           static_cast<T>(-o.lr / correction1)};
 }
 
-using AdamUpdates = TypeList<AdamUpdate<false>, AdamUpdate<true>>;
-
 struct Adam {
   static constexpr const char* kName = "adam";
   static constexpr const char* kDoc =
       "Adam (arXiv:1412.6980), weight decay as L2: it is added to the gradient before the moments.";
   static constexpr const char* kStateNames[kMaxStates] = {"exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs"};
-  using Variants = AdamUpdates;
+  using Variants = TypeList<AdamUpdate<false, false>, AdamUpdate<false, true>>;
 
   struct Options {
     double lr = 1e-3;
@@ -106,7 +107,7 @@ struct AdamW {
   static constexpr const char* kDoc =
       "AdamW (arXiv:1711.05101): Adam with decoupled weight decay, the parameter itself is shrunk.";
   static constexpr const char* kStateNames[kMaxStates] = {"exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs"};
-  using Variants = AdamUpdates;
+  using Variants = TypeList<AdamUpdate<true, false>, AdamUpdate<true, true>>;
 
   struct Options {
     double lr = 1e-3;

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
+from fusestep._mesh import whole
 from fusestep._refusal import check_number
 from fusestep.diagnostics import drawing
 from fusestep.diagnostics.preserve import preserved, without_dropout
@@ -198,5 +198,4 @@ def _largest(tensors: list[Tensor]) -> float:
 
 
 def _whole(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach()
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return whole(tensor.detach())

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from fusestep._mesh import parts, whole
 from fusestep._refusal import refuse
 from fusestep.losses import cross_entropy
 from fusestep.optim import FusedOptimizer
@@ -255,7 +255,7 @@ class Trainer:
             ceiling = math.inf if ceiling is None else ceiling
             norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), ceiling)
             self.optimizer.step()
-            return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+            return float(whole(norm))
         own = self.optimizer.max_grad_norm, self.optimizer.max_grad_value
         norm_limit, value_limit = (ceiling or own[0], own[1]) if active else (None, None)
         if norm_limit is None and value_limit is None:
@@ -335,7 +335,7 @@ class Trainer:
 
     def _diverged(self) -> bool:
         """Whether a parameter, in any process, is infinite or NaN."""
-        own = (p.to_local() if isinstance(p, DTensor) else p for p in self.model.parameters())
+        own = parts(self.model.parameters())
         return self._processes.sum(sum(not p.isfinite().all() for p in own))[0] > 0
 
     def _resume(self, path: Path, train_batches: Batches) -> None:

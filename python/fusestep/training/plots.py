@@ -28,7 +28,9 @@ def plot_curves(metrics_path: str | Path, png_path: str | Path, *, baseline_loss
     evaluated = [(m.step, m.val_loss) for m in metrics if m.val_loss is not None]
     norms = [(m.step, m.grad_norm) for m in metrics if m.grad_norm is not None]
 
-    figure = Figure(figsize=(8, 8.5), layout="constrained")
+    # Margins by hand: matplotlib's layouts find them by drawing everything once more.
+    figure = Figure(figsize=(8, 8.5))
+    figure.subplots_adjust(left=0.12, right=0.985, bottom=0.06, top=0.95, hspace=0.1)
     loss, rate, norm = figure.subplots(3, 1, sharex=True, height_ratios=[2.2, 1, 1])
 
     loss.plot(steps, losses, color=_TRAIN, alpha=0.25, linewidth=0.8)
@@ -65,7 +67,7 @@ def plot_curves(metrics_path: str | Path, png_path: str | Path, *, baseline_loss
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25, linewidth=0.6)
         axes.margins(x=0.01)
-    figure.align_ylabels()
+        axes.yaxis.set_label_coords(-0.1, 0.5)
     figure.savefig(png_path, dpi=130)
 
 

@@ -1,4 +1,7 @@
-"""Sharded models (``fully_shard``) and checkpoints: whole tensors there, shards here, whatever their number."""
+"""Sharded models (``fully_shard``) and checkpoints: whole tensors there, shards here, whatever their number.
+
+``torch.distributed.tensor`` and ``fsdp`` take a second to import: only where a model is sharded, they are.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+
+from fusestep._mesh import any_spread, is_spread
 
 
 def shard(model: nn.Module) -> None:
     """FSDP2 over all processes: each layer in a ``ModuleList`` is gathered when its turn comes, the rest together."""
+    from torch.distributed.fsdp import fully_shard
+
     for module in model.modules():
         if isinstance(module, nn.ModuleList):
             for layer in module:
@@ -21,18 +26,22 @@ def shard(model: nn.Module) -> None:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    return any_spread(model.parameters())
 
 
 def exchange_gradients(model: nn.Module, wanted: bool) -> None:
     """Whether the next backward pass of a sharded model sends its gradients, or adds them up where they are."""
+    if not is_sharded(model):
+        return
+    from torch.distributed.fsdp import FSDPModule
+
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(wanted)
 
 
 def whole(tree: Any) -> Any:
     """``tree`` with whole tensors, in CPU memory, for its sharded ones. All processes call it together."""
-    if isinstance(tree, DTensor):
+    if is_spread(tree):
         return tree.full_tensor().cpu()
     if isinstance(tree, Mapping):
         return {key: whole(value) for key, value in tree.items()}
@@ -57,7 +66,9 @@ def optimizer_state_as_placed(saved: dict[str, Any], optimizer: torch.optim.Opti
 
 
 def _placed(value: Any, like: Any) -> Any:
-    if not isinstance(like, DTensor) or not isinstance(value, Tensor) or value.shape != like.shape:
+    if not is_spread(like) or not isinstance(value, Tensor) or value.shape != like.shape:
         return value
+    from torch.distributed.tensor import distribute_tensor
+
     # Every process has read the whole: there is nothing to send.
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
