@@ -10,7 +10,7 @@ BUILD_SETTINGS := -C build-dir=$(BUILD) -C cmake.define.FUSESTEP_WERROR=ON
 REPAIR := PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair
 SOURCES := $(shell find cpp cuda python bench tests/cuda -type f -not -path '*/__pycache__/*' -not -path 'bench/results/*')
 
-.PHONY: train test exhaustive instructions sanitize tsan fuzz leaks nightly bench gpu sdist wheel wheel-torch cuda neon docs types lint format clean
+.PHONY: train test exhaustive instructions sanitize tsan tidy fuzz leaks nightly bench gpu sdist wheel wheel-torch cuda neon docs types lint format clean
 
 train: $(BUILD)/.installed
 	$(BIN)/fusestep train $(ARGS)
@@ -40,6 +40,11 @@ tsan: $(BUILD)/.installed
 	PYTHON=$(BIN)/python tools/sanitized.sh thread python -m pytest --capture=sys -k 'thread and sanitizer or bits or at_once' \
 	    tests/ops/test_threads.py $(ARGS)
 
+# clang-tidy (.clang-tidy) over the module's C++. ARGS: a regular expression of files.
+tidy: $(BUILD)/.installed
+	$(BIN)/pip install --quiet --constraint constraints.txt clang-tidy
+	PYTHON=$(BIN)/python tools/tidy.sh $(ARGS)
+
 # A million random calls, half of them valid. ARGS='--calls 10000' for fewer.
 fuzz: $(BUILD)/.installed
 	$(BIN)/python tools/fuzz.py $(ARGS)
@@ -50,7 +55,7 @@ leaks: $(BUILD)/.installed
 
 # All that is too slow for every change, each also where one before it failed.
 nightly:
-	$(MAKE) --keep-going cuda exhaustive instructions sanitize tsan fuzz leaks
+	$(MAKE) --keep-going cuda exhaustive instructions sanitize tsan tidy fuzz leaks
 
 bench: $(BUILD)/.installed
 	$(BIN)/fusestep bench optim $(ARGS)

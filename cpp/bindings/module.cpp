@@ -5,6 +5,7 @@
 
 PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   using namespace fusestep;
+  // NOLINTNEXTLINE(performance-unnecessary-value-param): pybind11's signature
   py::register_local_exception_translator([](std::exception_ptr error) {
     try {
       if (error) std::rethrow_exception(error);

@@ -200,24 +200,33 @@ bool spans_countable_bytes(const TensorView& view) {
   return true;
 }
 
+// Whether the bytes of a C-contiguous array can be counted; of an empty one, those beside the dimensions of size 0: its
+// strides are worked out too.
+bool has_countable_bytes(const TensorView& view) {
+  std::int64_t bytes = size_of(view.dtype);
+  for (std::int32_t i = 0; i < view.ndim; ++i) {
+    const std::int64_t size = view.shape[i];
+    if (size < 0 || __builtin_mul_overflow(bytes, std::max<std::int64_t>(size, 1), &bytes)) return false;
+  }
+  return true;
+}
+
 // Counts the elements, and drops strides that only say "C-contiguous". Refuses sizes and strides whose products do not
 // fit: a capsule may hold any numbers, and all later arithmetic counts on it.
 void settle_layout(TensorView& view, const Argument& argument) {
+  std::int64_t bytes = size_of(view.dtype);
   std::int64_t numel = 1;
   bool contiguous = true;
-  bool empty = false;
-  bool countable = true;
+  bool fits = true;
   for (std::int32_t i = view.ndim; i-- > 0;) {
     const std::int64_t size = view.shape[i];
     contiguous = contiguous && (view.strides == nullptr || size == 1 || view.strides[i] == numel);
-    empty = empty || size == 0;
-    // Empty arrays too: the strides of what lies beside the missing dimension are worked out.
-    countable = countable && size >= 0 && !__builtin_mul_overflow(numel, std::max<std::int64_t>(size, 1), &numel);
+    fits = fits && size > 0 && !__builtin_mul_overflow(bytes, size, &bytes);
+    numel = fits ? numel * size : 0;
   }
-  countable = countable && numel <= INT64_MAX / size_of(view.dtype);
-  view.numel = empty ? 0 : numel;
-  if (contiguous || view.numel <= 1) view.strides = nullptr;
-  if (!countable || (view.strides != nullptr && !spans_countable_bytes(view))) {
+  view.numel = numel;
+  if (contiguous || numel <= 1) view.strides = nullptr;
+  if ((!fits && !has_countable_bytes(view)) || (view.strides != nullptr && !spans_countable_bytes(view))) {
     refuse_value(argument, "sizes and strides of at most 2**63 - 1 bytes", "shape " + describe_shape(view));
   }
 }

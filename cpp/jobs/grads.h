@@ -16,9 +16,9 @@ struct GradTensor {
 };
 
 struct GradJob {
-  const GradTensor* tensors;  // [num_tensors], then one more, whose begin is numel
-  std::int64_t num_tensors;
-  std::int64_t numel;
+  const GradTensor* tensors = nullptr;  // [num_tensors], then one more, whose begin is numel
+  std::int64_t num_tensors = 0;
+  std::int64_t numel = 0;
 };
 
 }  // namespace fusestep

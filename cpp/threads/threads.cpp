@@ -86,14 +86,10 @@ void detail::run(std::int64_t count, Task task, const void* body) {
   const openmp::Runtime* runtime = openmp::find();
   const int chosen = chosen_threads.load(std::memory_order_relaxed);
   const int threads = chosen ? chosen : automatic_threads(runtime);
-  if (threads == 1 || inside_parallel_for || (runtime && runtime->in_parallel())) {
-    work.claim_until_none_left();
-  } else if (runtime && openmp::works_here(*runtime)) {
-    run_on_openmp(*runtime, work, threads);
-  } else if (!pool::run(work, threads)) {
-    // Another thread uses the pool, and so the cores: working in this thread is faster than waiting.
-    work.claim_until_none_left();
-  }
+  const bool alone = threads == 1 || inside_parallel_for || (runtime && runtime->in_parallel());
+  if (!alone && runtime && openmp::works_here(*runtime)) return run_on_openmp(*runtime, work, threads);
+  // Where another thread uses the pool, and so the cores, working in this thread is faster than waiting.
+  if (alone || !pool::run(work, threads)) work.claim_until_none_left();
 }
 
 }  // namespace fusestep

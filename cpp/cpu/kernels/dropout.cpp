@@ -51,9 +51,13 @@ struct Dropper {
   }
 
   // Flat memory that begins at element `first`, a multiple of kBlock. Not inline: both layouts below call it, for each
-  // pair of dtypes.
+  // pair of dtypes. On a copy: its members stay in registers, for no store could reach them.
   [[gnu::noinline]] void flat(std::int64_t first, const X* input, const R* residual, Out* out,
                               std::int64_t count) const {
+    Dropper(*this).blocks(first, input, residual, out, count);
+  }
+
+  FUSESTEP_HD void blocks(std::int64_t first, const X* input, const R* residual, Out* out, std::int64_t count) const {
     constexpr std::int64_t kInputAhead = kPrefetchBytes / static_cast<std::int64_t>(sizeof(X));
     constexpr std::int64_t kOutAhead = kPrefetchBytes / static_cast<std::int64_t>(sizeof(Out));
     std::uint16_t numbers[kBlock] = {};

@@ -58,11 +58,13 @@ FUSESTEP_HD void update_tail(const CoefficientsOf<Update, T>& c, const GradTrans
 }
 
 template <class Update, class T>
-void update_flat(const void* coefficients, const GradTransform<T>& transform_, T* param, const T* grad, T* const* state,
-                 std::int64_t count) {
+void update_flat(const void* coefficients, const GradTransform<T>& transform_, T* param, const T* grad,
+                 T* const* state_, std::int64_t count) {
   // Copies: the compiler keeps them in registers only if no store to a tensor could reach them.
   const auto c = *static_cast<const CoefficientsOf<Update, T>*>(coefficients);
   const GradTransform<T> transform = transform_;
+  T* state[kMaxStates];
+  for (int k = 0; k < kMaxStates; ++k) state[k] = uses(Update::kStates, k) ? state_[k] : nullptr;
   constexpr int kWidth = Vec<T>::kWidth;
   constexpr std::int64_t kAhead = kPrefetchBytes / static_cast<std::int64_t>(sizeof(T));
   std::int64_t i = 0;
@@ -158,7 +160,7 @@ FUSESTEP_HD void load_elements(T* to, const UpdateTensor& tensor, int operand, c
   }
 }
 
-// numbers: where rounding is stochastic.
+// numbers: of the elements where rounding is stochastic, else nullptr.
 template <class T>
 FUSESTEP_HD void store_elements(const UpdateTensor& tensor, int operand, const ElementCursor& cursor, const T* from,
                                 std::int64_t count, const std::uint16_t* numbers) {
@@ -171,7 +173,7 @@ FUSESTEP_HD void store_elements(const UpdateTensor& tensor, int operand, const E
   }
   if constexpr (sizeof(T) == sizeof(float)) {
     with_half(data, tensor.dtype[operand], element, [&]<class S>(S* to) {
-      if (tensor.rounding == Rounding::stochastic) {
+      if (numbers != nullptr) {
         narrow_stochastic(to, step, from, count, numbers);
       } else {
         narrow(to, step, from, count);
@@ -228,12 +230,12 @@ void update_converted(const FlatUpdate<T>& update, const UpdateHeader& header, c
     for_each_code([&](int k, auto* codes, float* scale, bool square) {
       *scale = (square ? quantize_block<true> : quantize_block<false>)(codes, buffer[k], n);
     });
-    const bool stochastic = tensor.rounding == Rounding::stochastic;
-    const std::uint16_t* const drawn = stochastic ? draw_numbers(draw, tensor.positions, first, n, numbers) : nullptr;
+    const std::uint16_t* const drawn =
+        tensor.rounding == Rounding::stochastic ? draw_numbers(draw, tensor.positions, first, n, numbers) : nullptr;
     for_each_operand([&](int k, int operand) {
       if (k == 1 || at[k] != buffer[k]) return;
       const std::uint16_t* own = drawn;
-      if (stochastic && k >= kFirstState) {
+      if (drawn != nullptr && k >= kFirstState) {
         for (std::int64_t i = 0; i < n; ++i) {
           rotated[i] = static_cast<std::uint16_t>(rotate_number(drawn[i], k - kFirstState));
         }
@@ -241,7 +243,7 @@ void update_converted(const FlatUpdate<T>& update, const UpdateHeader& header, c
       }
       ElementCursor cursor = to;
       for_each_run(cursor, n, [&](std::int64_t i, std::int64_t run) {
-        store_elements(tensor, operand, cursor, at[k] + i, run, stochastic ? own + i : nullptr);
+        store_elements(tensor, operand, cursor, at[k] + i, run, own != nullptr ? own + i : nullptr);
       });
     });
     if (tensor.rounding == Rounding::master) {

@@ -20,7 +20,7 @@ class Arena {
 
   template <class T>
   T* take(std::int64_t count) {
-    T* array = reinterpret_cast<T*>(next_ + size_);
+    T* array = next_ == nullptr ? nullptr : reinterpret_cast<T*>(next_ + size_);
     size_ += static_cast<std::size_t>(round_up(count * static_cast<std::int64_t>(sizeof(T)), 64));
     return array;
   }
