@@ -54,7 +54,7 @@ def test_scores_of_any_size(spread, features):
 @pytest.mark.parametrize("name", ["plain", "causal", "additive_square", "dropout", "everything", "everything_packed"])
 @pytest.mark.parametrize(
     "shape",
-    [Shape(1, 1, 1, 300, 330, 32, 32), Shape(1, 3, 1, 130, 200, 24, 16), Shape(3, 8, 4, 70, 90, 16, 16)],
+    [Shape(1, 1, 1, 200, 330, 32, 32), Shape(1, 3, 1, 130, 200, 24, 16), Shape(2, 4, 2, 70, 90, 16, 16)],
     ids=str,
 )
 def test_any_number_of_threads_gives_the_same_bits(shape, name, threads):
@@ -63,9 +63,8 @@ def test_any_number_of_threads_gives_the_same_bits(shape, name, threads):
     want = given.all()
     for count in (2, 3):
         threads(count)
-        for _ in range(5):
-            for got, value in zip(given.all(), want, strict=True):
-                assert_same(got, value)
+        for got, value in zip(given.all(), want, strict=True):
+            assert_same(got, value)
 
 
 def assert_same(got, want):
