@@ -15,6 +15,7 @@ void bind_dropout(py::module_& m);
 void bind_eight_bit(py::module_& m);
 void bind_attention(py::module_& m);
 void bind_masked_softmax(py::module_& m);
+void bind_bf16_products(py::module_& m);
 void bind_runtime(py::module_& m);
 void bind_measures(py::module_& m);
 

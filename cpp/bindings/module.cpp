@@ -27,5 +27,6 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   bind_eight_bit(m);
   bind_attention(m);
   bind_masked_softmax(m);
+  bind_bf16_products(m);
   bind_measures(m);
 }

@@ -12,37 +12,31 @@ namespace fusestep {
 
 namespace {
 
-constexpr std::int64_t kMostLanes = 16;  // rows in scratch are padded to the vectors of any instruction set
+// Rows in scratch are padded to the vectors of any instruction set, and to the steps of its products.
+constexpr std::int64_t kMostPadding = std::max<std::int64_t>(16, kTileBlock);
 
-// Where the units of each sequence begin, and the end.
-template <class Count>
-std::vector<std::int64_t> first_units(const AttentionJob& job, const Count& count) {
-  std::vector<std::int64_t> first(static_cast<std::size_t>(job.num_sequences) + 1);
-  for (std::int64_t s = 0; s < job.num_sequences; ++s) {
-    const auto i = static_cast<std::size_t>(s);
-    first[i + 1] = first[i] + count(job.sequences[s]);
-  }
-  return first;
-}
+constexpr std::int64_t round_up(std::int64_t n, std::int64_t to) { return (n + to - 1) / to * to; }
 
-void run_units(void (*run)(const AttentionBackwardJob&, std::int64_t), const AttentionBackwardJob& job,
-               std::int64_t units) {
-  // Five products for the forward pass's two.
-  const double flops = 2.5 * forward_flops(*job.forward);
-  if (flops < kAloneFlops) {
-    for (std::int64_t unit = 0; unit < units; ++unit) run(job, unit);
-    return;
-  }
-  parallel_for(units, [&](std::int64_t unit) { run(job, unit); });
-}
+// Five products for the forward pass's two.
+double backward_flops(const AttentionJob& job) { return 2.5 * forward_flops(job); }
 
 void run_backward(AttentionBackwardJob& job) {
   const AttentionJob& forward = *job.forward;
   const CpuKernels& kernels = cpu_kernels();
+  const Bf16Attention& bf16 = kernels.bf16_attention;
+  const bool packs = takes_bf16_products(forward);
+  const double flops = backward_flops(forward);
+  const std::int64_t key_block = packs ? bf16.key_block : kernels.attention_key_block;
   const std::vector<std::int64_t> first = first_units(forward, [&](const AttentionSequence& sequence) {
-    return forward.kv_heads * attention_blocks(sequence.keys, kernels.attention_key_block);
+    return forward.kv_heads * attention_blocks(sequence.keys, key_block);
   });
   job.first_unit = first.data();
+  std::unique_ptr<void, FreePacked> packed;
+  if (packs) {
+    packed = packed_memory(forward.query_blocks * bf16.backward_pack_bytes(forward));
+    job.packed = packed.get();
+    run_units(flops, forward.query_blocks, [&](std::int64_t block) { bf16.pack_queries(job, block); });
+  }
   std::vector<std::uint32_t> turns(static_cast<std::size_t>(forward.query_blocks));
   job.turns = turns.data();
 
@@ -54,14 +48,14 @@ void run_backward(AttentionBackwardJob& job) {
     job.slots = std::min<std::int64_t>(groups, num_threads() + 1);
     std::int64_t longest = 0;
     for (std::int64_t s = 0; s < forward.num_sequences; ++s) longest = std::max(longest, forward.sequences[s].queries);
-    job.slot_size =
-        forward.heads / forward.kv_heads * longest * (forward.head_dim + kMostLanes - 1) / kMostLanes * kMostLanes;
+    job.slot_size = forward.heads / forward.kv_heads * longest * round_up(forward.head_dim, kMostPadding);
     sums = std::make_unique_for_overwrite<float[]>(static_cast<std::size_t>(job.slots * job.slot_size));
     job.sums = sums.get();
     finished.resize(static_cast<std::size_t>(groups));
     job.finished = finished.data();
   }
-  run_units(kernels.attention_backward, job, first.back());
+  const auto run = packs ? bf16.backward : kernels.attention_backward;
+  run_units(flops, first.back(), [&](std::int64_t unit) { run(job, unit); });
 }
 
 void fill_with_zeros(const HeadTensor& tensor, DType dtype, const std::int64_t (&shape)[4]) {
@@ -98,7 +92,7 @@ void run_grad_mask(AttentionBackwardJob& job) {
     first = {0, count(forward.sequences[0])};
   }
   job.first_mask_unit = first.data();
-  run_units(kernels.attention_grad_mask, job, first.back());
+  run_units(backward_flops(forward), first.back(), [&](std::int64_t unit) { kernels.attention_grad_mask(job, unit); });
 }
 
 }  // namespace

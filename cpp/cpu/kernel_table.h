@@ -8,6 +8,7 @@
 #include "jobs/grads.h"
 #include "jobs/masked_softmax.h"
 #include "jobs/step.h"
+#include "math/lowp.h"
 
 namespace fusestep {
 
@@ -43,6 +44,8 @@ struct AttentionBackwardJob {
   std::int64_t slot_size;   // in floats
   std::uint32_t* finished;  // of each key and value head of each sequence: units
 
+  void* packed;  // what pack_queries filled (Bf16Attention), 64 bytes aligned; else nullptr
+
   // The mask's gradient is a pass of its own. A unit is a tile of the mask's elements.
   const std::int64_t* first_mask_unit;  // of each sequence, then the end; of all together if the mask has no batch
 };
@@ -69,6 +72,49 @@ struct SoftmaxBackwardJob {
   void* partial;  // [block][mask column], float or double: where a mask's row gets parts from several blocks
 };
 
+// The forward pass on packed keys and values. A block of them is kKeyBlock keys of one head of one sequence.
+struct PackedForwardJob {
+  const AttentionJob* forward;
+  const std::int64_t* first_block;  // of each sequence, then the end: kv_heads * attention_blocks(band.keys, ...)
+  BFloat16* packed;                 // 64 bytes aligned
+};
+
+inline constexpr std::int64_t kTileBlock = 32;
+
+// c[32][32] = a[32][32 * steps] . b[32 * steps][32], or added to what c holds: 2 x 2 tiles of 16 x 16 sums.
+struct TileBlock {
+  const BFloat16* a;  // rows a_row apart; each step's 32 columns a_step after those of the step before
+  std::int64_t a_row;
+  std::int64_t a_step;
+  const BFloat16*
+      b;  // tiles of [16 pairs of rows][16 columns][2]: b_step from step to step, b_column to the other half
+  std::int64_t b_step;
+  std::int64_t b_column;
+  float* c;
+  std::int64_t c_row;
+  std::int64_t steps;
+  bool adds;
+};
+
+// Attention of bfloat16 on instructions that multiply bfloat16. What products read over and over is packed first.
+struct Bf16Attention {
+  std::int64_t key_block;
+
+  // Bytes that one block needs; packs one block of keys; query blocks [first, last) on packed keys.
+  std::int64_t (*forward_pack_bytes)(const AttentionJob&);
+  void (*pack_keys)(const PackedForwardJob&, std::int64_t block);
+  void (*forward)(const PackedForwardJob&, std::int64_t first, std::int64_t last);
+
+  // The same of query blocks, and one unit on packed queries.
+  std::int64_t (*backward_pack_bytes)(const AttentionJob&);
+  void (*pack_queries)(const AttentionBackwardJob&, std::int64_t block);
+  void (*backward)(const AttentionBackwardJob&, std::int64_t unit);
+
+  // For tests: one product; 32 floats as a row of the left factor, 16 columns of two rows as a row of the right one.
+  void (*multiply)(const TileBlock&);
+  void (*narrow)(const float* even, const float* odd, BFloat16* row, BFloat16* pairs);
+};
+
 struct CpuKernels {
   const char* name;
 
@@ -91,6 +137,9 @@ struct CpuKernels {
   std::int64_t attention_key_block;
   void (*attention_backward)(const AttentionBackwardJob&, std::int64_t unit);
   void (*attention_grad_mask)(const AttentionBackwardJob&, std::int64_t unit);
+
+  // All nullptr where the instruction set has no products of bfloat16.
+  Bf16Attention bf16_attention;
 
   // Rows [first, last) of a masked softmax; one block of its backward pass (jobs/softmax_blocks.h); one row of the
   // mask's gradient from the parts that the blocks have left.

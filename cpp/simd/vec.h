@@ -2,7 +2,7 @@
 #pragma once
 
 #if !defined(FUSESTEP_ISA)
-#error "compiled once per instruction set, with FUSESTEP_ISA=scalar|avx2|avx512|neon (see CMakeLists.txt)"
+#error "compiled once per instruction set, with FUSESTEP_ISA and FUSESTEP_ISA_... (see CMakeLists.txt)"
 #elif defined(FUSESTEP_ISA_AVX512)
 #include "simd/avx512.h"
 #elif defined(FUSESTEP_ISA_AVX2)

@@ -111,25 +111,43 @@ def test_how_many_weights_are_kept():
 
 
 # --- instruction sets ---------------------------------------------------------------------------------------
-@pytest.mark.slow
-@pytest.mark.parametrize("level", ["scalar", "avx2", "avx512", "neon"])
-def test_every_instruction_set_agrees_with_the_reference(level):
-    """The tests of features and masks, run at that level."""
-    compiled = _core.info()["simd_compiled"]
-    if level not in compiled:
-        pytest.skip(f"this build has no {level}")
-    if level == _core.info()["simd"]:
-        return  # this very run
+def run_at(level, *arguments):
+    """pytest at that level; skipped where this build or this CPU lacks it."""
     environment = os.environ | {"FUSESTEP_SIMD": level}
     probe = subprocess.run([sys.executable, "-c", "import fusestep"], env=environment, capture_output=True, text=True)
     if "expected a level that this CPU has" in probe.stderr:
-        pytest.skip(f"this CPU has no {level}")
-    chosen = "test_every_feature or test_head_dims or test_the_mask_is or test_which"
-    files = ("test_attention_ops.py", "test_attention_bits.py", "test_masked_softmax.py", "test_dropout.py")
+        pytest.skip(f"this CPU has no {level}, or the operating system refuses it")
+    if "FUSESTEP_SIMD: expected one of" in probe.stderr:
+        pytest.skip(f"this build has no {level}")
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-k", chosen, *(str(HERE / name) for name in files)],
-        env=environment,
-        capture_output=True,
-        text=True,
+        [sys.executable, "-m", "pytest", "-q", "-x", *arguments], env=environment, capture_output=True, text=True
     )
     assert result.returncode == 0, result.stdout[-3000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("level", ["scalar", "avx2", "avx512", "neon", "avx512_bf16", "amx_bf16"])
+def test_every_instruction_set_agrees_with_the_reference(level):
+    """The tests of features and masks, run at that level."""
+    if level == _core.info()["simd"]:
+        return  # this very run
+    chosen = "test_every_feature or test_head_dims or test_the_mask_is or test_which"
+    files = ("test_attention_ops.py", "test_attention_bits.py", "test_masked_softmax.py", "test_dropout.py")
+    run_at(level, "-k", chosen, *(str(HERE / name) for name in files))
+
+
+# The instructions, and where there are none what they compute.
+BF16_LEVELS = ("avx512_bf16", "amx_bf16", "avx512_bf16_on_avx2", "amx_bf16_on_scalar")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("level", BF16_LEVELS)
+def test_bf16_products_agree_with_the_reference(level):
+    run_at(level, str(HERE / "test_attention_bf16.py"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("level", BF16_LEVELS)
+def test_bf16_products_do_all_that_attention_does(level):
+    """The tests of bfloat16 among those of all dtypes."""
+    run_at(level, "-k", "bfloat16 or test_any_combination", str(HERE / "test_attention_ops.py"))

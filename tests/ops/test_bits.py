@@ -18,7 +18,7 @@ import pytest
 import torch
 from fusestep import _core
 
-LEVELS = ("scalar", "avx2", "avx512", "neon")  # of one architecture, lowest first
+LEVELS = ("scalar", "avx2", "avx512", "avx512_bf16", "amx_bf16", "neon")  # of one architecture, lowest first
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ import math
 
 import numpy as np
 from cases import SLICE
+from fusestep import _core
 
 U = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 # Half the smallest subnormal: the greatest error of one rounding below the normal numbers.
@@ -162,16 +163,26 @@ LEAST_STORED = {"float32": 0.0, "float64": 0.0, "float16": 2.0**-25, "bfloat16":
 FLUSHED = {"float64": 2.0**-1022}  # exponentials below are 0
 
 
-# Whether weights, and the gradients of scores, are rounded to the dtype of the query before they are multiplied, as
-# tensor cores need it. The plugins that run the tests on kernels of cuda/ set it.
-WEIGHTS_ARE_STORED = False
+# The dtypes of queries to which weights, and the gradients of scores, are rounded before they are multiplied, as
+# products of 16-bit floats need it: bfloat16 at the levels that have such products (docs/numerics.md). The plugins that
+# run the tests on kernels of cuda/ set both.
+WEIGHTS_ARE_STORED = {"bfloat16"} if "bf16" in _core.info()["simd"] else set()
 
 
 def _storing_weights(dtype, size, count):
     """The error of storing numbers of these sizes (count: 1 where there is one that may be too small to be stored)."""
-    if not WEIGHTS_ARE_STORED or dtype not in ("float16", "bfloat16"):
+    if dtype not in WEIGHTS_ARE_STORED:
         return 0.0
-    return STORED[dtype] * size + LEAST_STORED[dtype] * count
+    least = 2.0**-126 if dtype == "bfloat16" else LEAST_STORED[dtype]
+    return STORED[dtype] * size + least * count
+
+
+def _flushing(dtype, left, right):
+    """The error of left @ right where products of bfloat16 take and give subnormal numbers as zero."""
+    if dtype != "bfloat16" or dtype not in WEIGHTS_ARE_STORED:
+        return 0.0
+    # Of each term: one factor or the other, the product, and the sum so far.
+    return 2.0**-126 * ((np.abs(left) + 1) @ (np.abs(right) + 2))
 
 
 def attention(problem, dtype):
@@ -239,6 +250,7 @@ def _sequence_bounds(problem, dtype):
     parts = naive_attention.scores(torch.from_numpy(q), torch.from_numpy(k), options)
     product, bias, s = parts.product.numpy(), parts.bias.numpy(), parts.total.numpy()
     error = (dim + 3) * u * abs(scale) * (np.abs(q) @ np.abs(k_all).swapaxes(2, 3))
+    error = error + abs(scale) * _flushing(dtype, q, k_all.swapaxes(2, 3))
     slope_of_cap, slope_error = 1.0, 0.0
     if options.get("softcap"):
         cap, t = options["softcap"], parts.capped.numpy()
@@ -275,13 +287,14 @@ def _sequence_bounds(problem, dtype):
     out = weights @ v_all
     stored = _storing_weights(dtype, weights, factor)
     out_error = (factor * p_error + stored) @ np.abs(v_all) + (adding + 2 * u) * size + np.abs(out) * (l_error + u)
-    out_error = out_error + _storing(dtype, np.abs(out))
+    out_error = out_error + _flushing(dtype, weights, v_all) + _storing(dtype, np.abs(out))
     lse_error = l_error + LOG * u * (np.abs(lse) + np.abs(highest) + np.abs(log_sum))
 
     # The backward pass, from the lse and the out that the forward pass stored.
     p_error = p * np.expm1(error + lse_error + 2 * u * (np.abs(s) + np.abs(lse)) + EXP2 * u) + flushed
     grad_p = factor * (grad_out @ v_all.swapaxes(2, 3))
     grad_p_error = (value_dim + 2) * u * factor * (np.abs(grad_out) @ np.abs(v_all).swapaxes(2, 3))
+    grad_p_error = grad_p_error + factor * _flushing(dtype, grad_out, v_all.swapaxes(2, 3))
     mean = np.sum(grad_out * out, axis=-1, keepdims=True)
     mean_error = np.sum(np.abs(grad_out) * (out_error + (value_dim + 1) * u * np.abs(out)), axis=-1, keepdims=True)
     apart = grad_p - mean
@@ -298,10 +311,15 @@ def _sequence_bounds(problem, dtype):
     by_queries = (queries * groups + tiles + 4) * u
     stored_grad = _storing_weights(dtype, grad_product, 1.0)
     query_error = abs(scale) * ((grad_product_error + by_keys * grad_product + stored_grad) @ np.abs(k_all))
+    query_error = query_error + abs(scale) * _flushing(dtype, grad_product, k_all)
     key_error = abs(scale) * summed(
         (grad_product_error + by_queries * grad_product + stored_grad).swapaxes(2, 3) @ np.abs(q)
+        + _flushing(dtype, grad_product.swapaxes(2, 3), q)
     )
-    value_error = summed((factor * p_error + by_queries * weights + stored).swapaxes(2, 3) @ np.abs(grad_out))
+    value_error = summed(
+        (factor * p_error + by_queries * weights + stored).swapaxes(2, 3) @ np.abs(grad_out)
+        + _flushing(dtype, weights.swapaxes(2, 3), grad_out)
+    )
     query_size = abs(scale) * np.abs((grad_s * slope_of_cap) @ k_all)
     key_size = abs(scale) * np.abs(summed((grad_s * slope_of_cap).swapaxes(2, 3) @ q))
     value_size = np.abs(summed(weights.swapaxes(2, 3) @ grad_out))

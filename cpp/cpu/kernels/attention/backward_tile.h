@@ -4,20 +4,17 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <limits>
 
+#include "cpu/kernel_table.h"
+#include "cpu/kernels/attention/backward_rows.h"
 #include "cpu/kernels/attention/gemm.h"
+#include "cpu/kernels/attention/score_tile.h"
 #include "cpu/kernels/attention/store.h"
 #include "cpu/kernels/attention/tiles.h"
-#include "math/attention/dropout.h"
-#include "math/attention/score.h"
 #include "simd/vec.h"
 
 namespace fusestep::FUSESTEP_ISA {
 namespace {
-
-// One Philox call in each lane gives a row of a tile its dropout.
-inline constexpr int kKeyBlock = std::max(64, kDropoutGroup* Vec<std::uint32_t>::kWidth);
 
 // Rows of a product's result that one block of registers holds, and the range of the other dimension that they need.
 struct Strip {
@@ -30,21 +27,34 @@ inline constexpr int kQueryStrips = (kQueryBlock + kRowBlock - 1) / kRowBlock;
 inline constexpr int kKeyStrips = (kKeyBlock + kRowBlock - 1) / kRowBlock;
 
 template <class T>
-class BackwardTile {
+class BackwardTile : ScoreTile<T, kQueryBlock, Vec<T>::kWidth, true> {
+  using Scores = ScoreTile<T, kQueryBlock, Vec<T>::kWidth, true>;
+  using Scores::begin_;
+  using Scores::columns_;
+  using Scores::end_;
+  using Scores::job_;
+  using Scores::key0_;
+  using Scores::key_count_;
+  using Scores::kWidth;
+  using Scores::query0_;
+  using Scores::query_count_;
+  using Scores::query_offset;
+  using Scores::sequence_;
+  using Scores::terms_;
   using V = Vec<T>;
-  using W = Vec<std::uint32_t>;
-  static constexpr std::int64_t kWidth = V::kWidth;
-  static constexpr T kInfinity = std::numeric_limits<T>::infinity();
 
  public:
-  BackwardTile(const AttentionJob& job, const HeadTensor& grad_out)
-      : job_(job),
-        grad_out_(grad_out),
-        query_stride_(round_up(job.head_dim, kWidth)),
-        value_stride_(round_up(job.value_dim, kWidth)),
-        terms_(job.scale, job.softcap, 0) {}
+  using Element = T;
+  static constexpr std::int64_t kQueries = kQueryBlock;
+
+  explicit BackwardTile(const AttentionBackwardJob& job)
+      : Scores(*job.forward),
+        grad_out_(job.grads->grad_out),
+        query_stride_(round_up(job_.head_dim, kWidth)),
+        value_stride_(round_up(job_.value_dim, kWidth)) {}
 
   void carve(Arena& arena) {
+    Scores::carve(arena);
     keys_t_ = arena.take<T>(job_.head_dim * kKeyBlock);
     values_t_ = arena.take<T>(job_.value_dim * kKeyBlock);
     keys_ = arena.take<T>(kKeyBlock * query_stride_);
@@ -54,18 +64,19 @@ class BackwardTile {
     out_ = arena.take<T>(kQueryBlock * value_stride_);
     weights_ = arena.take<T>(kQueryBlock * kKeyBlock);
     score_grads_ = arena.take<T>(kQueryBlock * kKeyBlock);
-    mask_ = arena.take<T>(job_.mask.data != nullptr ? kQueryBlock * kKeyBlock : 0);
     lse_ = arena.take<T>(kQueryBlock);
     delta_ = arena.take<T>(kQueryBlock);
-    for (auto& part : drop_keys_) part = arena.take<std::uint32_t>(kKeyBlock / kDropoutGroup + W::kWidth);
+  }
+
+  // What the unit of a block of keys adds up beside it.
+  void carve_grads(Arena& arena) {
+    key_grads_ = arena.take<T>(kKeyBlock * query_stride_);
+    value_grads_ = arena.take<T>(kKeyBlock * value_stride_);
   }
 
   // The block of keys that the next tiles have in common: `keys` of them from key0 on.
   void start_keys(const AttentionSequence& sequence, std::int64_t kv_head, std::int64_t key0, std::int64_t keys) {
-    sequence_ = &sequence;
-    key0_ = key0;
-    key_count_ = keys;
-    vectors_ = (keys + kWidth - 1) / kWidth;
+    Scores::start_keys(sequence, key0, keys);
     const auto offset = [&](const HeadTensor& tensor) {
       return tensor.offset(sequence.batch, kv_head) + (sequence.key_begin + key0) * tensor.row;
     };
@@ -76,28 +87,19 @@ class BackwardTile {
     transpose_block(values, job_.value_dim, T(1), values_t_);
   }
 
-  // The head whose queries the next tiles take.
-  void start_head(std::int64_t head) {
-    head_ = head;
-    terms_ = ScoreTerms<T>(job_.scale, job_.softcap, slope_of(job_, *sequence_, head));
-    mask_is_filled_ = false;
-    if (!job_.dropout.drops()) return;
-    const AttentionDropout dropout = head_dropout();
-    for (std::int64_t group = 0; group < kKeyBlock / kDropoutGroup; group += W::kWidth) {
-      const DropoutKeys<W> keys = dropout.keys(W::iota(static_cast<std::uint32_t>(key0_ / kDropoutGroup + group)));
-      keys.round2.store(drop_keys_[0] + group);
-      keys.round3_word0.store(drop_keys_[1] + group);
-      keys.round3_word2.store(drop_keys_[2] + group);
-      keys.round3_word3.store(drop_keys_[3] + group);
-    }
+  // The gradients of the keys and values become zero.
+  void start_grads() {
+    std::fill_n(key_grads_, key_count_ * query_stride_, T(0));
+    std::fill_n(value_grads_, key_count_ * value_stride_, T(0));
   }
+
+  using Scores::start_head;
 
   // The tile of `queries` queries from query0 on: its limits and its mask. False: no query attends to any key in it.
   bool start_queries(std::int64_t query0, std::int64_t queries) {
-    query0_ = query0;
-    query_count_ = queries;
-    find_limits();
-    return !empty_ && fill_mask();
+    const bool attends = Scores::start_queries(query0, queries);
+    find_strips();
+    return attends;
   }
 
   // Computes the weights after dropout, which the values' gradient needs, and the gradients of the scores without the
@@ -111,19 +113,18 @@ class BackwardTile {
                {grad_rows_.data, grad_rows_.stride, 1, values_t_, kKeyBlock, job_.value_dim, score_grads_, kKeyBlock,
                 false});
     }
-    const bool drops = job_.dropout.drops();
-    if (job_.mask.data != nullptr || terms_.changes()) {
-      drops ? weigh<true, true>(before_cap) : weigh<true, false>(before_cap);
-    } else {
-      drops ? weigh<false, true>(before_cap) : weigh<false, false>(before_cap);
-    }
+    this->weigh(0, query_count_, weights_, score_grads_, lse_, delta_, before_cap);
   }
 
-  // grad_values[key] += weights^T . grad_out; missing the factor 1 / (1 - p).
-  void add_value_grads(T* grad_values) const { add_over_queries(weights_, grad_rows_, grad_values, value_stride_); }
+  // value_grads[key] += weights^T . grad_out; missing the factor 1 / (1 - p).
+  void add_value_grads() { add_over_queries(weights_, grad_rows_, value_grads_, value_stride_); }
 
-  // grad_keys[key] += score_grads^T . queries; missing the scale.
-  void add_key_grads(T* grad_keys) const { add_over_queries(score_grads_, query_rows_, grad_keys, query_stride_); }
+  // key_grads[key] += score_grads^T . queries; missing the scale.
+  void add_key_grads() { add_over_queries(score_grads_, query_rows_, key_grads_, query_stride_); }
+
+  // Of all tiles since start_grads: [key][query_stride] and [key][value_stride].
+  const T* key_grads() const { return key_grads_; }
+  const T* value_grads() const { return value_grads_; }
 
   // grad_queries[query] = score_grads . keys; missing the scale.
   void query_grads(T* grad_queries) const {
@@ -142,39 +143,18 @@ class BackwardTile {
   const T* score_grads() const { return score_grads_; }
   std::int64_t query_stride() const { return query_stride_; }
   std::int64_t value_stride() const { return value_stride_; }
-  std::int64_t keys_in_vectors() const { return vectors_ * kWidth; }
+  std::int64_t keys_in_vectors() const { return columns_; }
 
  private:
-  AttentionDropout head_dropout() const {
-    return AttentionDropout(job_.dropout, sequence_->batch * job_.heads + head_);
-  }
-
-  std::int64_t query_offset(const HeadTensor& tensor) const {
-    return tensor.offset(sequence_->batch, head_) + (sequence_->query_begin + query0_) * tensor.row;
-  }
-
-  void find_limits() {
+  void find_strips() {
     const Band& band = sequence_->band;
-    empty_ = true;
-    for (std::int64_t row = 0; row < query_count_; ++row) {
-      const PositionRange range = band.keys_of(query0_ + row);
-      begin_[row] = std::clamp<std::int64_t>(range.begin - key0_, 0, key_count_);
-      end_[row] = std::clamp<std::int64_t>(range.end - key0_, begin_[row], key_count_);
-      if (begin_[row] < end_[row]) empty_ = false;
-    }
     const RowBlocks queries(query_count_);
     query_strip_count_ = static_cast<int>(queries.count);
     for (int i = 0; i < query_strip_count_; ++i) {
       const std::int64_t first = queries.begin(i);
       const std::int64_t last = queries.begin(i + 1);
-      Strip& strip = query_strips_[i];
-      strip = {first, last - first, key_count_, 0};
-      for (std::int64_t row = first; row < last; ++row) {
-        if (begin_[row] == end_[row]) continue;
-        strip.begin = std::min(strip.begin, begin_[row]);
-        strip.end = std::max(strip.end, end_[row]);
-      }
-      strip.end = std::max(strip.begin, strip.end);
+      const PositionRange range = this->keys_of_rows(first, last);
+      query_strips_[i] = {first, last - first, range.begin, range.end};
     }
     const RowBlocks keys(key_count_);
     key_strip_count_ = static_cast<int>(keys.count);
@@ -192,45 +172,6 @@ class BackwardTile {
     }
   }
 
-  // mask_ becomes additive, -inf for false. It has one row for all queries where the mask has no query dimension.
-  bool fill_mask() {
-    if (job_.mask.data == nullptr) return true;
-    mask_stride_ = job_.mask.row == 0 ? 0 : kKeyBlock;
-    if (mask_is_filled_) return mask_attends_;
-    mask_is_filled_ = mask_stride_ == 0;
-    const std::int64_t rows = mask_stride_ == 0 ? 1 : query_count_;
-    const std::int64_t offset = query_offset(job_.mask) + (sequence_->key_begin + key0_) * job_.mask.column;
-    if (job_.mask_dtype == DType::boolean) {
-      const auto* from = static_cast<const std::uint8_t*>(job_.mask.data) + offset;
-      for (std::int64_t row = 0; row < rows; ++row) {
-        fill_mask_row(from + row * job_.mask.row, mask_ + row * kKeyBlock);
-      }
-    } else {
-      copy_rows(mask_, kKeyBlock, job_.mask, job_.mask_dtype, offset, rows, key_count_);
-    }
-    mask_attends_ = attends(rows);
-    return mask_attends_;
-  }
-
-  void fill_mask_row(const std::uint8_t* from, T* to) const {
-    const std::int64_t column = job_.mask.column;
-    if (column == 1) {
-      for (std::int64_t key = 0; key < key_count_; ++key) to[key] = from[key] != 0 ? T(0) : -kInfinity;
-    } else {
-      for (std::int64_t key = 0; key < key_count_; ++key) to[key] = from[key * column] != 0 ? T(0) : -kInfinity;
-    }
-    for (std::int64_t key = key_count_; key < vectors_ * kWidth; ++key) to[key] = 0;
-  }
-
-  bool attends(std::int64_t rows) const {
-    for (std::int64_t row = 0; row < rows; ++row) {
-      for (std::int64_t key = 0; key < key_count_; ++key) {
-        if (mask_[row * kKeyBlock + key] != -kInfinity) return true;
-      }
-    }
-    return false;
-  }
-
   void load_queries() {
     query_rows_ =
         rows_of(queries_, query_stride_, job_.query, job_.dtype, query_offset(job_.query), query_count_, job_.head_dim);
@@ -239,30 +180,9 @@ class BackwardTile {
     const Rows<T> out =
         rows_of(out_, value_stride_, job_.out, job_.dtype, query_offset(job_.out), query_count_, job_.value_dim);
     const T* lse = static_cast<const T*>(job_.lse.data) + query_offset(job_.lse);
-    for (std::int64_t row = 0; row < query_count_; ++row) {
-      const T* grad = grad_rows_.data + row * grad_rows_.stride;
-      const T* values = out.data + row * out.stride;
-      V sum(T(0));
-      for (std::int64_t c = 0; c < value_stride_; c += kWidth) sum = fma(V::load(grad + c), V::load(values + c), sum);
-      sum.store(score_grads_ + row * kWidth);
-      const T l = lse[row * job_.lse.row];
-      // Rows that attend to nothing: every weight is then 2^-inf = 0.
-      lse_[row] = l == -kInfinity ? kInfinity : static_cast<T>(static_cast<double>(l) * kLog2E);
-    }
-    sum_lanes();
-  }
-
-  // delta_ = the sums of the rows of kWidth that score_grads_ holds. They are transposed first, so that vectors are
-  // added.
-  void sum_lanes() {
-    for (std::int64_t row = 0; row < query_count_; row += kWidth) {
-      V lane[kWidth];
-      for (std::int64_t i = 0; i < kWidth; ++i) lane[i] = V::load(score_grads_ + (row + i) * kWidth);
-      transpose(lane);
-      V sum = lane[0];
-      for (std::int64_t i = 1; i < kWidth; ++i) sum = sum + lane[i];
-      sum.store(delta_ + row);
-    }
+    for (std::int64_t row = 0; row < query_count_; ++row) lse_[row] = lse_in_base2(lse[row * job_.lse.row]);
+    store_deltas(grad_rows_.data, grad_rows_.stride, out.data, out.stride, query_count_, value_stride_, score_grads_,
+                 delta_);
   }
 
   // to[column][key] = factor * rows[key][column] for the keys of the block, zero in the rest of the last vector.
@@ -274,11 +194,12 @@ class BackwardTile {
 
   // The product's rows [strip], in the vectors that its part of the keys touches.
   void multiply(const Strip* strips, int count, const Product<T>& product) const {
-    for (std::int64_t panel = 0; panel < vectors_; panel += kVecs) {
+    const std::int64_t vectors = columns_ / kWidth;
+    for (std::int64_t panel = 0; panel < vectors; panel += kVecs) {
       for (int i = 0; i < count; ++i) {
         const Strip& strip = strips[i];
         const std::int64_t from = std::max(panel, strip.begin / kWidth);
-        const std::int64_t to = std::min({panel + kVecs, (strip.end + kWidth - 1) / kWidth, vectors_});
+        const std::int64_t to = std::min({panel + kVecs, (strip.end + kWidth - 1) / kWidth, vectors});
         if (from >= to || strip.begin == strip.end) continue;
         Product<T> part = product;
         part.a += strip.first * product.a_row;
@@ -302,105 +223,14 @@ class BackwardTile {
     }
   }
 
-  template <bool kChanged, bool kDrops>
-  __attribute__((noinline)) void weigh(bool before_cap) {
-    const AttentionDropout dropout = head_dropout();
-    T lanes[kWidth];
-    for (std::int64_t i = 0; i < kWidth; ++i) lanes[i] = static_cast<T>(i);
-    const V lane = V::load(lanes);
-    const V keep_scale(static_cast<T>(job_.dropout.scale()));
-    const auto threshold = static_cast<std::uint16_t>(job_.dropout.threshold);
-    for (std::int64_t row = 0; row < query_count_; ++row) {
-      T* const weights = weights_ + row * kKeyBlock;
-      T* const grads = score_grads_ + row * kKeyBlock;
-      const std::int64_t begin = begin_[row];
-      const std::int64_t end = end_[row];
-      if (begin == end) {
-        std::fill_n(weights, vectors_ * kWidth, T(0));
-        std::fill_n(grads, vectors_ * kWidth, T(0));
-        continue;
-      }
-      alignas(64) std::uint16_t numbers[kKeyBlock];
-      if constexpr (kDrops) fill_numbers(dropout, query0_ + row, begin, end, numbers);
-      const V lse(lse_[row]);
-      const V delta(delta_[row]);
-      const T* mask = kChanged && job_.mask.data != nullptr ? mask_ + row * mask_stride_ : nullptr;
-      const V position(static_cast<T>(query0_ + row + sequence_->band.shift - key0_));
-      const std::int64_t first = begin / kWidth * kWidth;
-      const std::int64_t last = round_up(end, kWidth);
-      for (std::int64_t key = first; key < last; key += kWidth) {
-        V score = V::load(weights + key);
-        V capped(T(0));
-        if constexpr (kChanged) {
-          if (terms_.cap != 0) {
-            capped = terms_.capped_tanh(score);
-            score = capped * V(terms_.cap_base2);
-          }
-          score = fma(V(-terms_.slope_base2), abs(position - (V(static_cast<T>(key)) + lane)), score);
-          if (mask != nullptr) score = add_mask<T>(score, V::load(mask + key));
-        }
-        V weight = exp2<T>(score - lse);
-        V grad = V::load(grads + key);
-        if constexpr (kDrops) {
-          grad = weight * fma(keep(grad, numbers + key, threshold), keep_scale, -delta);
-          weight = keep(weight, numbers + key, threshold);
-        } else {
-          grad = weight * (grad - delta);
-        }
-        if constexpr (kChanged) {
-          if (before_cap) grad = grad * fma(-capped, capped, V(T(1)));
-        }
-        weight.store(weights + key);
-        grad.store(grads + key);
-      }
-      const auto clear = [&](std::int64_t from, std::int64_t to) {
-        for (std::int64_t key = from; key < to; ++key) weights[key] = grads[key] = 0;
-      };
-      clear(0, begin);
-      clear(end, vectors_ * kWidth);
-    }
-  }
-
-  // The dropout numbers of a query for keys [begin, end) of the block.
-  void fill_numbers(const AttentionDropout& dropout, std::int64_t query, std::int64_t begin, std::int64_t end,
-                    std::uint16_t* numbers) const {
-    constexpr std::int64_t kKeys = kDropoutGroup * W::kWidth;
-    const DropoutQuery<std::uint32_t> part = dropout.query(static_cast<std::uint32_t>(query));
-    const DropoutQuery<W> spread{W(part.high), W(part.low)};
-    for (std::int64_t key = begin / kKeys * kKeys; key < end; key += kKeys) {
-      const std::int64_t group = key / kDropoutGroup;
-      const DropoutKeys<W> keys{W::load(drop_keys_[0] + group), W::load(drop_keys_[1] + group),
-                                W::load(drop_keys_[2] + group), W::load(drop_keys_[3] + group)};
-      const PhiloxWords<W> words = dropout.words(spread, keys);
-      W::store_numbers(numbers + key, words.word[0], words.word[1], words.word[2], words.word[3]);
-    }
-  }
-
-  const AttentionJob& job_;
   const HeadTensor& grad_out_;
   const std::int64_t query_stride_;  // of rows in scratch: whole vectors
   const std::int64_t value_stride_;
-  ScoreTerms<T> terms_;
 
-  const AttentionSequence* sequence_ = nullptr;
-  std::int64_t head_ = 0;
-  std::int64_t key0_ = 0;
-  std::int64_t key_count_ = 0;
-  std::int64_t vectors_ = 0;
-  std::int64_t query0_ = 0;
-  std::int64_t query_count_ = 0;
-  bool empty_ = true;
-
-  std::int64_t begin_[kQueryBlock];  // the keys of the block that each query may look at
-  std::int64_t end_[kQueryBlock];
   Strip query_strips_[kQueryStrips];
   Strip key_strips_[kKeyStrips];
   int query_strip_count_ = 0;
   int key_strip_count_ = 0;
-
-  std::int64_t mask_stride_ = 0;
-  bool mask_is_filled_ = false;  // with one row for all queries of the head
-  bool mask_attends_ = false;
 
   Rows<T> key_rows_{};
   Rows<T> query_rows_{};
@@ -413,13 +243,23 @@ class BackwardTile {
   T* queries_;
   T* grads_;
   T* out_;
-  T* weights_;                   // [query][key]: the scores first
-  T* score_grads_;               // [query][key]: the weights' gradients first
-  T* mask_;                      // [query][key], or one row
-  T* lse_;                       // [query], in base 2
-  T* delta_;                     // [query]: grad_out . out, by which the softmax shifts the gradients
-  std::uint32_t* drop_keys_[4];  // [key / 8]: DropoutKeys
+  T* weights_;      // [query][key]: the scores first
+  T* score_grads_;  // [query][key]: the weights' gradients first
+  T* lse_;          // [query], in base 2
+  T* delta_;        // [query]: grad_out . out, by which the softmax shifts the gradients
+  T* key_grads_;    // [key][query_stride_]
+  T* value_grads_;  // [key][value_stride_]
 };
+
+// Runs one unit in the arithmetic of the job's dtype.
+template <template <class> class Unit>
+void run_unit(const AttentionBackwardJob& job, std::int64_t unit) {
+  if (job.forward->dtype == DType::float64) {
+    Unit<BackwardTile<double>>(job).run(unit);
+  } else {
+    Unit<BackwardTile<float>>(job).run(unit);
+  }
+}
 
 }  // namespace
 }  // namespace fusestep::FUSESTEP_ISA

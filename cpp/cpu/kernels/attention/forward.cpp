@@ -2,16 +2,15 @@
 // softmax after each (online softmax). The scores of a tile are stored transposed, [key][query]: maxima and sums are
 // then taken between vectors, not within one, and the weights already have the layout of the second product.
 #include <algorithm>
-#include <cmath>
 #include <limits>
 
+#include "cpu/kernels/attention/forward_blocks.h"
 #include "cpu/kernels/attention/gemm.h"
 #include "cpu/kernels/attention/store.h"
 #include "cpu/kernels/attention/tiles.h"
 #include "cpu/kernels/kernels.h"
 #include "math/attention/dropout.h"
 #include "math/attention/score.h"
-#include "math/log2.h"
 
 namespace fusestep::FUSESTEP_ISA {
 namespace {
@@ -335,23 +334,8 @@ class ForwardBlock {
   }
 
   void finish() {
-    // The logarithm of a row that attends to nothing is garbage and is not used.
-    T lse[kQueryBlock];
-    for (std::int64_t row = 0; row < kQueryBlock; row += kWidth) {
-      T guess[kWidth];
-      for (int i = 0; i < kWidth; ++i) guess[i] = guess_log2(static_cast<float>(sum_[row + i]));
-      const V log = log2_from<T>(V::load(guess), V::load(sum_ + row));
-      ((V::load(maximum_ + row) + log) * V(static_cast<T>(kLn2))).store(lse + row);
-    }
-    const T keep_scale = static_cast<T>(job_.dropout.scale());
-    T* const lse_to = static_cast<T*>(job_.lse.data) + query_offset(job_.lse);
-    const std::int64_t out_offset = query_offset(job_.out);
-    for (std::int64_t row = 0; row < rows_; ++row) {
-      const bool empty = maximum_[row] == -kInfinity;
-      if (lse_to != nullptr) lse_to[row * job_.lse.row] = empty ? -kInfinity : lse[row];
-      store_row(job_.out, job_.dtype, out_offset + row * job_.out.row, out_ + row * value_stride_,
-                empty ? T(0) : keep_scale / sum_[row], job_.value_dim);
-    }
+    store_softmax<T>(job_, query_offset(job_.lse), query_offset(job_.out), rows_,
+                     {maximum_, sum_, out_, value_stride_});
   }
 
   const AttentionJob& job_;
@@ -378,27 +362,11 @@ class ForwardBlock {
   std::uint32_t* drop_words_;  // [4][kP]
 };
 
-template <class T>
-void forward_blocks(const AttentionJob& job, std::int64_t first, std::int64_t last) {
-  ForwardBlock<T> block(job);
-  const AttentionSequence* sequence =
-      std::upper_bound(job.sequences, job.sequences + job.num_sequences, first,
-                       [](std::int64_t b, const AttentionSequence& s) { return b < s.first_block; }) -
-      1;
-  for (std::int64_t b = first; b < last; ++b) {
-    const AttentionSequence* const end = job.sequences + job.num_sequences;
-    while (sequence + 1 < end && sequence[1].first_block <= b) ++sequence;
-    const std::int64_t a_head = (sequence->queries + kQueryBlock - 1) / kQueryBlock;
-    const std::int64_t in_sequence = b - sequence->first_block;
-    block.run(*sequence, in_sequence / a_head, in_sequence % a_head * kQueryBlock);
-  }
-}
-
 void attention_forward(const AttentionJob& job, std::int64_t first, std::int64_t last) {
   if (job.dtype == DType::float64) {
-    forward_blocks<double>(job, first, last);
+    forward_blocks(job, ForwardBlock<double>(job), first, last);
   } else {
-    forward_blocks<float>(job, first, last);
+    forward_blocks(job, ForwardBlock<float>(job), first, last);
   }
 }
 

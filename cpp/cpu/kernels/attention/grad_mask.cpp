@@ -3,6 +3,8 @@
 // element would have to take turns.
 #include <algorithm>
 
+#include "cpu/kernels/attention/backward_tile.h"
+#include "cpu/kernels/attention/blocks.h"
 #include "cpu/kernels/attention/unit.h"
 #include "cpu/kernels/kernels.h"
 
@@ -14,24 +16,25 @@ FUSESTEP_HD PositionRange range_of(bool own, std::int64_t position, std::int64_t
   return own ? PositionRange{position, position + 1} : PositionRange{0, count};
 }
 
-template <class T>
-class GradMaskUnit : AttentionUnit<T> {
-  using AttentionUnit<T>::job_;
-  using AttentionUnit<T>::forward_;
-  using AttentionUnit<T>::grads_;
-  using AttentionUnit<T>::tile_;
+template <class Tile>
+class GradMaskUnit : AttentionUnit<Tile> {
+  using AttentionUnit<Tile>::job_;
+  using AttentionUnit<Tile>::forward_;
+  using AttentionUnit<Tile>::grads_;
+  using AttentionUnit<Tile>::tile_;
+  using T = typename Tile::Element;
   using V = Vec<T>;
   static constexpr std::int64_t kWidth = V::kWidth;
 
  public:
-  explicit GradMaskUnit(const AttentionBackwardJob& job) : AttentionUnit<T>(job) {
+  explicit GradMaskUnit(const AttentionBackwardJob& job) : AttentionUnit<Tile>(job) {
     carve_scratch([this](Arena& arena) { carve(arena); });
   }
 
   void run(std::int64_t unit) {
     std::int64_t s = 0;
     if (grads_.mask_has_batch) {
-      s = this->sequence_of(job_.first_mask_unit, unit);
+      s = sequence_of(job_.first_mask_unit, forward_.num_sequences, unit);
       unit -= job_.first_mask_unit[s];
     }
     const AttentionSequence& sequence = forward_.sequences[s];
