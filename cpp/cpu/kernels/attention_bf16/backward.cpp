@@ -221,6 +221,7 @@ class Bf16BackwardTile : ScoreTile<float, 2 * kQueryBlock, kTileBlock, false> {
   // query looks at never fall from one query to the next.
   void add_over_queries(const BFloat16* rows_t, std::int64_t stride, const BFloat16* pairs, float* sums) const {
     for (std::int64_t key = 0; key < columns_; key += kTileBlock) {
+      // NOLINTNEXTLINE(clang-analyzer-security.ArrayBound): panels_ is at most the length of panel_keys_
       const auto looks = [&](std::int64_t p) { return panel_keys_[p].begin <= key && key < panel_keys_[p].end; };
       std::int64_t first = 0;
       while (first < panels_ && !looks(first)) ++first;
