@@ -19,7 +19,7 @@ test: $(BUILD)/.installed
 	$(BIN)/python tools/check_symbols.py $(BUILD)
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
 
-# What a few cases stand for in `make test`, in all cases: some ten minutes on two cores.
+# What a few cases stand for in `make test`, in all cases.
 exhaustive: $(BUILD)/.installed
 	$(BIN)/python -m pytest --numprocesses auto -m exhaustive --dist worksteal $(ARGS)
 

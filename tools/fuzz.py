@@ -17,6 +17,7 @@ import multiprocessing
 import random
 import re
 import secrets
+import signal
 import sys
 import time
 import traceback
@@ -110,13 +111,15 @@ def main() -> int:
         options.seed, first = map(int, options.call.split("/"))
         options.processes, step, calls = 1, 1, first + 1
 
+    # Ended from outside it ends as from within, and its processes with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("fuzz: ended by a signal"))
     print(f"fuzz: {calls - first} calls with seed {options.seed}", flush=True)
     started = time.monotonic()
     spawn = multiprocessing.get_context("spawn")
     workers = []
     for k in range(options.processes):
         number, failures = spawn.RawValue("q", -1), spawn.RawValue("q", 0)
-        process = spawn.Process(target=run, args=(options.seed, first + k, step, calls, number, failures))
+        process = spawn.Process(target=run, args=(options.seed, first + k, step, calls, number, failures), daemon=True)
         process.start()
         workers.append((process, number, failures))
     failed = 0

@@ -128,7 +128,7 @@ def test_bfloat16_of_torch(layout):
 
 
 def test_bfloat16_of_ml_dtypes():
-    ml_dtypes = pytest.importorskip("ml_dtypes")
+    ml_dtypes = pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed: pip install '.[test]'")
     x = numbers("float32").astype(ml_dtypes.bfloat16)
     assert ops.grad_norm([x[::-1, ::2]]) == math.sqrt((numbers("float64")[:, ::2] ** 2).sum())
     with pytest.raises(TypeError, match=r"^grad_norm: grads\[0\]: expected .*bfloat16.*, got float8_e5m2\."):
