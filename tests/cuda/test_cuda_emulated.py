@@ -40,54 +40,59 @@ def run(*arguments, **more_environment):
     return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["tests/ops/test_ops_optim.py"],
-        ["tests/ops/test_ops_16bit.py"],
-        # Not the conversions, which are the CPU's alone.
-        [
-            "tests/ops/test_ops_8bit.py",
-            "-k",
-            "setting or clipping or (beside and adamw) or of_each_kind",
-        ],
-        ["tests/ops/test_norm_clip.py", "-m", "not slow"],
-        ["tests/ops/test_shards.py"],
-        pytest.param(
-            ["tests/ops/test_masked_softmax.py", "-k", "not attention and not number_of_threads"],
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(["tests/ops/test_attention_ops.py", "-k", IN_FLOAT32], marks=pytest.mark.slow),
-        pytest.param(["tests/ops/test_attention_ops.py", "-k", IN_BFLOAT16], marks=pytest.mark.slow),
-        pytest.param(["tests/ops/test_attention_ops.py", "-k", ATTENTION_IN_EVERY_DTYPE], marks=pytest.mark.exhaustive),
-        ["tests/ops/test_seed_in_memory.py"],
-        # The host does not look at labels on a device.
-        ["tests/ops/test_cross_entropy.py", "-k", "not out_of_range"],
-        pytest.param(["tests/cuda/emulated_cases.py"], marks=pytest.mark.slow),
-    ],
-    ids=lambda arguments: arguments[0],
-)
-def test_the_tests_of_the_cpu(arguments):
-    file, *more = arguments
-    result = run("-m", "pytest", "-q", "-p", "emulated_cuda", "-p", "no:cacheprovider", file, *more)
+# Emulation is slow, and many tests reach each kernel: one test of four, and all of them in `make exhaustive`.
+FILES = [
+    ["tests/ops/test_ops_optim.py"],
+    ["tests/ops/test_ops_16bit.py"],
+    # Not the conversions, which are the CPU's alone.
+    ["tests/ops/test_ops_8bit.py", "-k", "setting or clipping or (beside and adamw) or of_each_kind"],
+    ["tests/ops/test_norm_clip.py", "-m", "not slow"],
+    ["tests/ops/test_shards.py"],
+    ["tests/ops/test_masked_softmax.py", "-k", "not attention and not number_of_threads"],
+    # The host does not look at labels on a device.
+    ["tests/ops/test_cross_entropy.py", "-k", "not out_of_range"],
+]
+
+
+def assert_passes(file, *more, **environment):
+    result = run("-m", "pytest", "-q", "-p", "emulated_cuda", "-p", "no:cacheprovider", file, *more, **environment)
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("one_of", [4, pytest.param(1, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("arguments", FILES, ids=lambda arguments: arguments[0])
+def test_the_tests_of_the_cpu(arguments, one_of):
+    assert_passes(*arguments, "-p", "one_of", f"--one-of={one_of}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["tests/cuda/emulated_cases.py"],
+        ["tests/ops/test_seed_in_memory.py"],
+        ["tests/ops/test_attention_ops.py", "-k", IN_FLOAT32],
+        ["tests/ops/test_attention_ops.py", "-k", IN_BFLOAT16],
+        pytest.param(["tests/ops/test_attention_ops.py", "-k", ATTENTION_IN_EVERY_DTYPE], marks=pytest.mark.exhaustive),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_what_says_most_in_little_time(arguments):
+    assert_passes(*arguments)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "chosen",
     [
-        pytest.param(IN_BFLOAT16, id="bfloat16", marks=pytest.mark.slow),
+        pytest.param(IN_BFLOAT16, id="bfloat16"),
         pytest.param(ON_HOPPER_IN_BOTH_DTYPES, id="every dtype", marks=pytest.mark.exhaustive),
     ],
 )
 def test_attention_on_hopper(chosen):
     """The path of compute capability 9.0: wgmma, and its own tiles."""
-    result = run(
-        *("-m", "pytest", "-q", "-p", "emulated_cuda", "-p", "no:cacheprovider"),
-        *("tests/ops/test_attention_ops.py", "-k", chosen),
-        FUSESTEP_CUDA_ATTENTION="sm_90a",
-    )
-    assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
+    assert_passes("tests/ops/test_attention_ops.py", "-k", chosen, FUSESTEP_CUDA_ATTENTION="sm_90a")
 
 
 def test_the_emulated_module_is_another_one():

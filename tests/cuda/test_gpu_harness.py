@@ -42,6 +42,7 @@ def test_the_plugin_that_moves_arrays_to_the_device():
     """Overlapping views stay overlapping, layouts stay what they are, results come back."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests/support"), "FUSESTEP_TEST_DEVICE": "cpu"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "on_gpu", "-p", "no:cacheprovider", "-m", "not slow"]
+    command += ["-p", "one_of", "--one-of=4"]
     files = [f"tests/ops/test_{name}.py" for name in ("norm_clip", "dropout", "ops_16bit")]
     done = subprocess.run([*command, *files], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]

@@ -18,6 +18,7 @@ START_SECONDS = 120  # on a busy machine: an interpreter and an import of torch
 CHECK_SECONDS = 60
 PRELOADED = [
     "pytest",
+    "torch._dynamo",  # an optimizer's first step imports it
     "torch.distributed.checkpoint.state_dict",
     "torch.distributed.fsdp",
     "torch.distributed.tensor.parallel",
