@@ -8,12 +8,13 @@ import cases
 import numpy as np
 import problems
 import pytest
+import sixteen_bits
 import torch
 from cases import BY_NAME
 from fusestep import ops, reference
 from problems import as_numpy, assert_same_bits
 
-HALVES = ("bfloat16", "float16")
+HALVES = tuple(sixteen_bits.HALVES)
 SHAPES = [(), (1,), (7,), (3, 5), (256,), (255,), (257,), (40, 41), (cases.SLICE + 129,)]
 EVERY_SETTING = [(o.name, i) for o in cases.OPTIMIZERS for i in range(len(o.settings))]
 # (parameter, gradient, state)
@@ -89,33 +90,29 @@ def check_rounded(problem, number, **clipping):
     kind = problem.rounding.get("rounding") or ("master" if "master_params" in problem.rounding else None)
     companions = problem.rounding.get("compensations") or problem.rounding.get("master_params")
     before = problem.flat()
-    if kind == "kahan":
-        before[0] = before[0] + problems.flat(companions)
-    elif kind == "master":
-        before[0] = problems.flat(companions)
+    before[0] = sixteen_bits.stands_for(kind, before[0], None if companions is None else problems.flat(companions))
     sizes = [math.prod(as_numpy(p).shape) for p in problem.params]
     norm = problem.step(number, **clipping)
     param, _, *states = problems.expected(problem, before, number, norm, **clipping)
     got, _, *got_states = problem.flat()
 
-    draws = [reference.rounding_numbers((size,), seed=SEED, parameter=i, step=number) for i, size in enumerate(sizes)]
-    numbers = np.concatenate(draws)
-
-    def store(values, arrays, state=None):
-        dtype = str(arrays[0].dtype).removeprefix("torch.")
-        if kind != "stochastic" or dtype == "float32":
-            return rounded(values, arrays[0])
-        bits = numbers if state is None else reference.state_numbers(numbers, state)
-        return reference.round_stochastic(values, bits, dtype).astype(np.float32)
-
-    assert_same_bits(got, store(param, problem.params), "param")
+    numbers = None
+    if kind == "stochastic":
+        draws = [reference.rounding_numbers((n,), seed=SEED, parameter=i, step=number) for i, n in enumerate(sizes)]
+        numbers = np.concatenate(draws)
+    dtype = dtype_of(problem.params)
+    assert_same_bits(got, sixteen_bits.stored(param, dtype, numbers), "param")
     for k, state in enumerate(states):
         if state is not None:
-            assert_same_bits(got_states[k], store(state, problem.states[k], k), f"state {k}")
-    if kind == "kahan":
-        assert_same_bits(problems.flat(companions), rounded(param - got, companions[0]), "compensation")
-    if kind == "master":
-        assert_same_bits(problems.flat(companions), param, "master")
+            want = sixteen_bits.stored(state, dtype_of(problem.states[k]), numbers, k)
+            assert_same_bits(got_states[k], want, f"state {k}")
+    if companions is not None:
+        want = sixteen_bits.companion_after(kind, param, got, dtype)
+        assert_same_bits(problems.flat(companions), want, "companion")
+
+
+def dtype_of(arrays):
+    return str(arrays[0].dtype).removeprefix("torch.")
 
 
 @pytest.mark.parametrize("state", ["float32", *HALVES])

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import random
+from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import ml_dtypes
 import numpy as np
@@ -12,6 +16,9 @@ import torch
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 SIZE = 1 << 20
 FILLING = 0xA5
+# The dtypes of results.
+RESULTS = {getattr(torch, name): np.dtype(name) for name in ("float16", "float32", "float64", "uint8")}
+RESULTS[torch.bfloat16] = BFLOAT16
 
 
 class Arena:
@@ -41,12 +48,42 @@ class Arena:
         return array
 
     def contiguous(self, values: np.ndarray) -> np.ndarray:
-        itemsize = values.dtype.itemsize
-        start = -(-self.used // itemsize) * itemsize + itemsize * self.draw.randrange(9)
-        self.used = start + values.nbytes
-        array = np.ndarray(values.shape, values.dtype, self.bytes, start)
+        array = self.empty(values.shape, values.dtype)
         array[...] = values
         return array
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        start = -(-self.used // dtype.itemsize) * dtype.itemsize + dtype.itemsize * self.draw.randrange(9)
+        self.used = start + math.prod(shape) * dtype.itemsize
+        return np.ndarray(shape, dtype, self.bytes, start)
+
+    def dense(self, values: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+        """The values without gaps, with the axes in that order: the last is the one of neighbours."""
+        return self.contiguous(values.transpose(axes)).transpose(sorted(range(values.ndim), key=axes.__getitem__))
+
+    @contextlib.contextmanager
+    def instead_of_empty(self) -> Iterator[list[np.ndarray]]:
+        """Meanwhile results that are allocated lie here as well; yields them."""
+        arrays: list[np.ndarray] = []
+        of_numpy, of_torch = np.empty, torch.empty
+
+        def has_room(shape: tuple[int, ...]) -> bool:
+            return self.used + 8 * (math.prod(shape) + 16) <= SIZE
+
+        def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+            dtype = np.dtype(dtype)
+            if dtype not in RESULTS.values() or not has_room(shape):
+                return of_numpy(shape, dtype)
+            arrays.append(self.empty(shape, dtype))
+            return arrays[-1]
+
+        def empty_tensor(shape: tuple[int, ...], dtype: torch.dtype, device: Any = "cpu") -> torch.Tensor:
+            if dtype not in RESULTS or str(device) != "cpu" or not has_room(shape):
+                return of_torch(shape, dtype=dtype, device=device)
+            return as_kind(empty(shape, RESULTS[dtype]), "torch")
+
+        with mock.patch.object(np, "empty", empty), mock.patch.object(torch, "empty", empty_tensor):
+            yield arrays
 
 
 def as_kind(array: np.ndarray, kind: str) -> Any:

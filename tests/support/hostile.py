@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import inspect
 import math
 import random
 from collections.abc import Iterable
@@ -11,9 +12,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import torch
-from arena import Arena, as_array
+from arena import BFLOAT16, Arena, as_array
 from dlpack_exporter import Exporter
-from random_calls import Call
+from drawing import Call
+from fusestep import ops
 
 
 class Raises:
@@ -155,15 +157,28 @@ def like(draw: random.Random, old: np.ndarray, arena: Arena) -> np.ndarray:
         start = arena.used + 1 + (arena.used & 1)
         arena.used = start + old.nbytes
         return np.ndarray(old.shape, old.dtype, arena.bytes, start)
-    if kind == 6 and old.ndim:  # overlapping itself
+    if kind == 6 and old.ndim and 0 not in old.strides:  # overlapping itself
+        arena.used += old.nbytes  # it may reach so far beyond
         return np.lib.stride_tricks.as_strided(old, old.shape, (old.itemsize,) * old.ndim)
     if kind == 7:
         return np.ma.array(old) if draw.random() < 0.5 else old.view(Array)
-    return old.astype(draw.choice(("float32", "float64", "float16", "int64", "bool")))
+    return old.astype(draw.choice(("float32", "float64", "float16", "int64", "uint8", "bool", BFLOAT16)))
+
+
+def shared(draw: random.Random, old: np.ndarray, call: Call) -> np.ndarray | None:
+    """An array like it whose memory begins within that of another argument; None where there is no room for it."""
+    arrays = [as_array(value) for value in arrays_of(call, call.arguments)]
+    starts = [a.ctypes.data - call.arena.bytes.ctypes.data for a in arrays if np.shares_memory(a, call.arena.bytes)]
+    start = draw.choice(starts or [0]) + old.itemsize * draw.randrange(old.size + 1)
+    start -= start % old.itemsize
+    if not 0 <= start <= call.arena.bytes.size - old.nbytes:
+        return None
+    call.arena.used = max(call.arena.used, start + old.nbytes)
+    return np.ndarray(old.shape, old.dtype, call.arena.bytes, start)
 
 
 def thing(draw: random.Random, call: Call, old: Any) -> Any:
-    kind = draw.randrange(8)
+    kind = draw.randrange(9)
     memory = as_array(old)
     if kind <= 1:
         return draw.choice(NUMBERS)
@@ -173,10 +188,12 @@ def thing(draw: random.Random, call: Call, old: Any) -> Any:
         return capsule(draw)
     if kind == 4:
         return tensor(draw)
-    if kind == 5 or memory is None or memory.dtype.char not in "efdilE":
+    if kind == 5 or memory is None or memory.dtype.char not in "efdilBE":
         return array(draw)
     if kind == 6:
         return draw.choice(arrays_of(call, call.arguments))
+    if kind == 7:
+        return shared(draw, memory, call)
     return like(draw, memory, call.arena)
 
 
@@ -187,11 +204,31 @@ def arrays_of(call: Call, names: Iterable[str]) -> list[Any]:
 
 
 def spoil(draw: random.Random, call: Call) -> None:
-    """Puts something in the place of one argument, or of one element of a list."""
+    """Puts something in the place of one argument or of one element of a list, leaves one out, or gives one more."""
+    kind = draw.random()
+    if kind < 0.05 or not call.arguments:
+        add(draw, call)
+    elif kind < 0.1:
+        del call.arguments[draw.choice(tuple(call.arguments))]
+    else:
+        replace(draw, call)
+
+
+def add(draw: random.Random, call: Call) -> None:
+    """An argument that the call does without, or that no function has."""
+    known = inspect.signature(getattr(ops, call.operation)).parameters
+    name = draw.choice([*(name for name in known if name not in call.arguments), "unknown"])
+    given = tuple(call.arguments.values())
+    call.arguments[name] = draw.choice(given) if given and draw.random() < 0.5 else thing(draw, call, None)
+
+
+def replace(draw: random.Random, call: Call) -> None:
     name = draw.choice(tuple(call.arguments))
     old = call.arguments[name]
     if not (isinstance(old, list) and draw.random() < 0.8):
-        call.arguments[name] = thing(draw, call, old)
+        whole = draw.random() < 0.2  # that of another one: a list in the place of a list
+        others = tuple(call.arguments.values())
+        call.arguments[name] = draw.choice(others) if whole else thing(draw, call, old)
         return
     new = call.arguments[name] = list(old)
     if not new or draw.random() < 0.1:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import attention_cases
@@ -16,150 +14,15 @@ import masked_softmax_runs
 import numpy as np
 import problems
 import tolerances
-from arena import BFLOAT16, Arena, as_kind
+from arena import as_kind
 from attention_runs import assert_within
 from dlpack_exporter import Exporter
+from drawing import DTYPES, Call, Drawer, assert_bits, assert_norm, norm_of, wide
 from fusestep import ops, reference
-
-DTYPES = {name: np.dtype(name) for name in ("float32", "float64", "float16")} | {"bfloat16": BFLOAT16}
-SPECIALS = (math.nan, math.inf, -math.inf, 0.0, -0.0, 1e-40, 2.0**-149, 3e38, -65504.0, 1e-7)
-_NORMAL = np.random.default_rng(1).standard_normal(1 << 16)
+from random_optimizers import optimizer
 
 
-@dataclass
-class Call:
-    operation: str
-    arguments: dict[str, Any]
-    arena: Arena
-    written: tuple[str, ...]  # the arguments whose arrays may change
-    check: Callable[[Any], None]  # of what came back
-    not_finite: bool = False  # whether it may refuse its gradients for that
-
-    def run(self) -> Any:
-        return getattr(ops, self.operation)(**self.arguments)
-
-
-class Drawer:
-    """What the calls are drawn with."""
-
-    def __init__(self, seed: str) -> None:
-        self.random = random.Random(seed)
-        self.arena = Arena(self.random)
-        self.kind = self.random.choice(("numpy", "numpy", "torch"))
-        self.special = self.random.random() < 0.1
-
-    def shape(self) -> tuple[int, ...]:
-        if self.random.random() < 0.5:
-            return (self.random.choice(cases.SMALL_SIZES),)
-        return tuple(self.random.choice((0, 1, 1, 2, 3, 5, 8)) for _ in range(self.random.randrange(4)))
-
-    def dtype(self) -> str:
-        return self.random.choice(tuple(DTYPES))
-
-    def values(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-        """Normal numbers that the dtype can hold; in one call of ten, some that are special."""
-        size = math.prod(shape)
-        start = self.random.randrange(_NORMAL.size - size)
-        with np.errstate(all="ignore"):
-            values = _NORMAL[start : start + size].reshape(shape).astype(DTYPES[dtype])
-            if self.special and size:
-                values.reshape(-1)[self.random.randrange(size)] = self.random.choice(SPECIALS)
-        return values
-
-    def array(self, values: np.ndarray) -> Any:
-        return as_kind(self.arena.strided(values), self.kind)
-
-    def numpy_rng(self) -> np.random.Generator:
-        return np.random.default_rng(self.random.getrandbits(64))
-
-
-def wide(values: np.ndarray, dtype: str) -> np.ndarray:
-    """As the kernels compute with it: float64 stays, the rest is float32."""
-    return values.astype(np.float64 if dtype == "float64" else np.float32)
-
-
-def assert_bits(got: Any, want: np.ndarray, dtype: str, what: str) -> None:
-    """Equal bit for bit, whichever NaN it is, once `want` is rounded to the dtype."""
-    with np.errstate(all="ignore"):
-        want = np.asarray(want).astype(DTYPES[dtype])
-    got, want = np.asarray(problems.as_numpy(got)), np.asarray(problems.as_numpy(want))
-    if got.dtype == BFLOAT16:
-        got, want = got.astype(np.float32), want.astype(np.float32)
-    want = want.astype(got.dtype)
-    assert got.shape == want.shape, what
-    problems.assert_same_bits(problems.one_nan(got).ravel(), problems.one_nan(want).ravel(), what)
-
-
-# --- optimizers and clipping --------------------------------------------------------------------------------
-def optimizer(draw: Drawer, name: str) -> Call:
-    row = cases.BY_NAME[name]
-    options = row.step_options(draw.random.choice(row.settings))
-    clipping = dict(draw.random.choice(({}, *cases.CLIPPINGS)))
-    if draw.random.random() < 0.2:
-        clipping["rewrite_grads"] = True
-    dtype = draw.random.choice(("float32", "float32", "float64", "bfloat16", "float16"))
-    grad_dtype = "float64" if dtype == "float64" else draw.random.choice(("float32", "bfloat16", "float16"))
-    shapes = [draw.shape() for _ in range(draw.random.randrange(4))]
-    params = [draw.values(shape, dtype) for shape in shapes]
-    grads = [draw.values(shape, grad_dtype) for shape in shapes]
-    states: list[list[np.ndarray] | None] = []
-    used = row.used_states(options)
-    for state in row.states:
-        values = [draw.values(shape, dtype) for shape in shapes]
-        states.append([abs(v) if state.non_negative else v for v in values] if state in used else None)
-    number = draw.random.choice((1, 2, 1000))
-    arguments = {"params": [draw.array(v) for v in params], "grads": [draw.array(v) for v in grads]}
-    for state, values in zip(row.states, states, strict=True):
-        arguments[state.name] = None if values is None else [draw.array(v) for v in values]
-    arguments |= {"step": number, **options, **clipping}
-    state_names = tuple(state.name for state in row.states)
-
-    def check(norm: float | None) -> None:
-        wanted = norm_of(grads, clipping.get("norm_type", 2.0)) / clipping.get("grad_scale", 1.0)
-        on_nonfinite = clipping.get("on_nonfinite") or ("skip" if "max_grad_norm" in clipping else "propagate")
-        if "max_grad_norm" in clipping or "on_nonfinite" in clipping:
-            assert_norm(norm, wanted, grads)
-        else:
-            assert norm is None
-        unchanged = on_nonfinite == "skip" and not math.isfinite(wanted)
-        if draw.special and dtype == "float64":
-            return  # exact.fma has no float64 that overflows
-        for i in range(len(shapes)):
-            own = [None if values is None else wide(values[i], dtype) for values in states]
-            param, grad = wide(params[i], dtype), wide(grads[i], dtype)
-            new = [param, *own]
-            if not unchanged:
-                A, scale = exact.Ieee(param.dtype), problems.scale_of(norm, **clipping)
-                limit = clipping.get("max_grad_value")
-                with np.errstate(all="ignore"):
-                    new = exact.step(A, name, param, grad, own, number, options, scale=scale, max_grad_value=limit)
-                    if clipping.get("rewrite_grads"):
-                        grad = exact.gradient(A, grad, scale, limit)
-            assert_bits(arguments["params"][i], new[0], dtype, f"params[{i}]")
-            assert_bits(arguments["grads"][i], grad, grad_dtype, f"grads[{i}]")
-            for state_name, state in zip(state_names, new[1:], strict=False):
-                if state is not None:
-                    assert_bits(arguments[state_name][i], state, dtype, f"{state_name}[{i}]")
-
-    not_finite = clipping.get("on_nonfinite") == "raise"
-    return Call(f"{name}_", arguments, draw.arena, ("params", "grads", *state_names), check, not_finite)
-
-
-def norm_of(grads: list[np.ndarray], norm_type: float) -> float:
-    with np.errstate(all="ignore"):
-        return float(reference.grad_norm([g.astype(np.float64) for g in grads], norm_type))
-
-
-def assert_norm(got: float | None, want: float, grads: list[np.ndarray]) -> None:
-    assert isinstance(got, float)
-    if not math.isfinite(want):
-        assert got == want or (math.isnan(got) and math.isnan(want))
-        return
-    numel = sum(g.size for g in grads)
-    error = tolerances.norm_error(numel, 1.0) + tolerances.reference_norm_error(numel, len(grads))
-    assert abs(got - want) <= error * want
-
-
+# --- clipping and 8-bit codes ----------------------------------------------------------------------------------
 def gradients(draw: Drawer) -> tuple[list[np.ndarray], list[str]]:
     dtypes = [draw.dtype() for _ in range(draw.random.randrange(5))]
     return [draw.values(draw.shape(), dtype) for dtype in dtypes], dtypes
@@ -239,15 +102,17 @@ def dequantize_8bit(draw: Drawer) -> Call:
 
 
 # --- dropout ------------------------------------------------------------------------------------------------
-def dropping(draw: Drawer) -> dict[str, Any]:
+def dropping(draw: Drawer) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(the options, the options as they are given)."""
     seed, offset = draw.random.getrandbits(64), draw.random.getrandbits(32)
-    return {"p": draw.random.choice((0.0, 2.0**-16, 0.1, 0.5, 1.0)), "seed": seed, "offset": offset}
+    options = {"p": draw.random.choice((0.0, 2.0**-16, 0.1, 0.5, 1.0)), "seed": seed, "offset": offset}
+    return options, options | {"seed": draw.seed(seed)}
 
 
 def dropout(draw: Drawer) -> Call:
-    dtype, options = draw.dtype(), dropping(draw)
+    dtype, (options, given) = draw.dtype(), dropping(draw)
     x = draw.values(draw.shape(), dtype)
-    arguments = {"x": draw.array(x), **options}
+    arguments = {"x": draw.array(x), **given}
     if draw.random.random() < 0.5:
         arguments["out"] = arguments["x"] if draw.random.random() < 0.3 else draw.array(np.zeros_like(x))
 
@@ -262,9 +127,9 @@ def dropout(draw: Drawer) -> Call:
 
 
 def dropout_add(draw: Drawer) -> Call:
-    dtype, options = draw.dtype(), dropping(draw)
+    dtype, (options, given) = draw.dtype(), dropping(draw)
     x, residual = (draw.values(shape, dtype) for shape in [draw.shape()] * 2)
-    arguments = {"x": draw.array(x), "residual": draw.array(residual), **options}
+    arguments = {"x": draw.array(x), "residual": draw.array(residual), **given}
     if draw.random.random() < 0.5:
         arguments["out"] = draw.random.choice((arguments["x"], arguments["residual"], draw.array(np.zeros_like(x))))
 
@@ -332,10 +197,11 @@ def laid_out(draw: Drawer, values: np.ndarray, dtype: str) -> Any:
 
 def given_options(draw: Drawer, options: dict[str, Any], dtype: str) -> dict[str, Any]:
     dtypes = {"mask": dtype, "alibi_slopes": "float64" if dtype == "float64" else "float32"}
-    return {
+    given = {
         name: laid_out(draw, value, dtypes.get(name, "")) if isinstance(value, np.ndarray) else value
         for name, value in options.items()
     }
+    return given | {"seed": draw.seed(options["seed"])} if options.get("seed") is not None else given
 
 
 def attention(draw: Drawer, backward: bool) -> Call:
