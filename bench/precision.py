@@ -1,4 +1,4 @@
-"""What 16 bits do to training: `python -m fusestep.bench.precision FOLDER` trains the default GPT in every way.
+"""What 16 and 8 bits do to training: `python -m fusestep.bench.precision FOLDER` trains the default GPT in every way.
 
 It writes precision.json, precision.md (a table) and precision.png (the curves of the validation loss) into a folder.
 A run that is in precision.json already is not made again, so that an interrupted command goes on where it was. Runs are
@@ -24,6 +24,7 @@ BASELINE = "fp32"
 # The dtype of the parameters, what the optimizer is given beside torch's arguments, and whether autocast is on.
 VARIANTS: dict[str, tuple[str, dict[str, Any], str]] = {
     BASELINE: ("float32", {}, "fp32"),
+    "fp32, 8-bit moments": ("float32", {"state_dtype": "8bit"}, "fp32"),
     "fp32, bf16 autocast": ("float32", {}, "bf16-autocast"),
     "bf16, plain": ("bfloat16", {}, "bf16"),
     "bf16, stochastic rounding": ("bfloat16", {"rounding": "stochastic"}, "bf16"),
@@ -43,12 +44,12 @@ def train(variant: str, seed: int, steps: int) -> list[tuple[int, float]]:
 
     torch.set_num_threads(1)
     settings = Settings(steps=steps, seed=seed)
-    dtype, rounding, precision = VARIANTS[variant]
+    dtype, options, precision = VARIANTS[variant]
     torch.manual_seed(seed)
     model = GPT(GPTConfig(context=settings.context, dropout=settings.dropout)).to(getattr(torch, dtype))
-    if rounding.get("rounding") == "stochastic":
-        rounding = {**rounding, "seed": seed}
-    optimizer = make_optimizer(settings, model, **rounding)
+    if options.get("rounding") == "stochastic":
+        options = {**options, "seed": seed}
+    optimizer = make_optimizer(settings, model, **options)
     train_text, val_text = split_text(read_text(()))
     batches = RandomBatches(train_text, settings.batch_size, settings.context, torch.Generator().manual_seed(seed))
     config = TrainConfig(
@@ -115,6 +116,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m fusestep.bench.precision", description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="where precision.json, precision.md and precision.png go")
     parser.add_argument("--steps", type=int, default=600, help="updates of a run (default: %(default)s)")
+    parser.add_argument(
+        "--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), metavar="NAME", help="default: all"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="default: 1 2 3")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="runs at a time (default: %(default)s)")
     arguments = parser.parse_args()
@@ -127,7 +131,7 @@ def main() -> int:
             parser.error(f"folder: '{file}' is of {document['steps']} steps a run: choose another folder")
     runs: list[dict[str, Any]] = document["runs"]
     made = {(run["variant"], run["seed"]) for run in runs}
-    missing = [(v, seed) for seed in arguments.seeds for v in VARIANTS if (v, seed) not in made]
+    missing = [(v, seed) for seed in arguments.seeds for v in arguments.variants if (v, seed) not in made]
     with ProcessPoolExecutor(arguments.processes) as pool:
         pending = {pool.submit(train, *run, arguments.steps): run for run in missing}
         for done in as_completed(pending):

@@ -27,8 +27,8 @@ class Steps {
     if (PyLong_Check(steps.ptr())) {
       common_ = read_step(steps, -1);
     } else {
-      list_ = ItemList(steps, {operation, "steps", -1, group});
-      list_.check_length(count, {operation, "steps", -1, group});
+      list_ = ItemList(steps, {operation, "step", -1, group});
+      list_.check_length(count, {operation, "step", -1, group});
     }
   }
 
@@ -42,7 +42,7 @@ class Steps {
       tensor.step = read_step(list_[index], i);
       return;
     }
-    const Argument argument{operation_, "steps", i, group_};
+    const Argument argument{operation_, "step", i, group_};
     const TensorView view = reader.read(list_[index], argument);
     if (view.ndim != 0 || (view.device.type != kDeviceCpu && !deferred_)) {
       refuse_value(argument, "a 0-dim tensor in CPU memory, as torch.optim keeps", "another tensor",
@@ -58,16 +58,21 @@ class Steps {
     } else {
       tensor.step = *static_cast<const double*>(view.data) + 1.0;
     }
-    if (!(tensor.step >= 1)) refuse_value(argument, "a count >= 0", std::to_string(tensor.step - 1));
+    if (!(tensor.step >= 1 && tensor.step <= kMostSteps)) {
+      refuse_value(argument, "a count from 0 to 2**53 - 1", std::to_string(tensor.step - 1));
+    }
   }
 
  private:
   double read_step(py::handle value, std::int64_t index) const {
     const long long step = PyLong_AsLongLong(value.ptr());
-    if (step >= 1) return static_cast<double>(step);
+    if (step >= 1 && step <= static_cast<long long>(kMostSteps)) return static_cast<double>(step);
     PyErr_Clear();  // of a number beyond 64 bits
-    refuse_value({operation_, "step", index, group_}, "the number of this step, an int from 1 on", text_of(value));
+    refuse_value({operation_, "step", index, group_}, "the number of this step, an int from 1 to 2**53",
+                 text_of(value));
   }
+
+  static constexpr double kMostSteps = 0x1p53;  // a double counts no further
 
   const char* operation_;
   std::int64_t group_;
@@ -150,17 +155,19 @@ void add_group(StepPlan& plan, TensorReader& reader, const py::tuple& group, con
     if (O::kStateNames[k] == nullptr) continue;
     const Argument argument = list_argument(O::kStateNames[k]);
     const py::object given = given_states[static_cast<std::size_t>(k)];
-    if (!uses(used, k)) {
-      if (!given.is_none()) ItemList(given, argument);  // it is left alone, but refused where it is no list
+    const std::size_t scales_at = num_states + static_cast<std::size_t>(k);
+    const py::object scales = scales_at < given_states.size() ? py::object(given_states[scales_at]) : py::none();
+    const Argument scales_argument = list_argument(absmax_name<O>(k));
+    if (!uses(used, k)) {  // left alone, but refused where they are no lists
+      if (!given.is_none()) ItemList(given, argument);
+      if (!scales.is_none()) ItemList(scales, scales_argument);
       continue;
     }
     states[k] = ItemList(given, argument);
     states[k].check_length(params.size(), argument);
-    const std::size_t scales_at = num_states + static_cast<std::size_t>(k);
-    if (given_states.size() <= scales_at || given_states[scales_at].is_none()) continue;
-    const py::object scales = given_states[scales_at];
-    absmax[k] = ItemList(scales, list_argument(absmax_name<O>(k)));
-    absmax[k].check_length(params.size(), list_argument(absmax_name<O>(k)));
+    if (scales.is_none()) continue;
+    absmax[k] = ItemList(scales, scales_argument);
+    absmax[k].check_length(params.size(), scales_argument);
   }
   const Steps steps(group[4], params.size(), deferred, operation, group_index);
   const bool kahan = rounding.rounding == Rounding::kahan;

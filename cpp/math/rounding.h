@@ -51,7 +51,7 @@ struct ShardPositions {
 struct RoundingDraw {
   std::uint64_t seed;
   std::uint32_t parameter;
-  std::uint32_t step;
+  std::uint32_t step;  // modulo 2^32
 };
 
 // `group`: element / 8 of each lane of W. Its lower words must not overflow within a vector.
@@ -103,8 +103,9 @@ template <class S>
 FUSESTEP_HD SplitFloat<S> split(float value) {
   const S high = narrowed(value, S{});
   const float rest = value - to_float(high);
-  // inf - inf: an infinite parameter must stay one.
-  return {high, narrowed(rest == rest ? rest : 0.0f, S{})};
+  // An infinite parameter must stay one: where `high` is infinite, `rest` is infinite or NaN.
+  const bool finite = rest - rest == 0;
+  return {high, narrowed(finite ? rest : 0.0f, S{})};
 }
 
 }  // namespace fusestep

@@ -70,7 +70,7 @@ void StepPlan::check(const StepTensor& tensor, Rounding rounding, const char* co
   check_companion(tensor, rounding, group, index);
 
   if (tensor.step_count.data != nullptr) {
-    const Argument argument{operation_, "steps", index, group};
+    const Argument argument{operation_, "step", index, group};
     check_writable(tensor.step_count, argument);
     overlaps_.writes(tensor.step_count, argument);
     if (job_.deferred) {
@@ -82,7 +82,7 @@ void StepPlan::check(const StepTensor& tensor, Rounding rounding, const char* co
       job_.step_counts.push_back(tensor.step_count);
     }
   } else if (job_.deferred) {
-    refuse_value({operation_, "steps", -1, group}, "a tensor for each count on the device", "numbers");
+    refuse_value({operation_, "step", -1, group}, "a tensor for each count on the device", "numbers");
   }
 }
 

@@ -361,3 +361,12 @@ def test_arrays_of_a_library_that_results_are_not_allocated_for():
     del call["out"]
     with pytest.raises(TypeError, match=r"^attention: out: expected an array to write to beside a .+Foreign, got None"):
         ops.attention(**call)
+    for call, name in (
+        (lambda: ops.attention_backward(*[Foreign()] * 6), "query"),
+        (lambda: ops.masked_softmax_backward(*[Foreign()] * 3), "scores"),
+        (lambda: ops.cross_entropy(Foreign(), np.zeros(1, np.int64)), "logits"),
+        (lambda: ops.quantize_8bit(Foreign(), square=True), "values"),
+        (lambda: ops.dequantize_8bit(Foreign(), Foreign(), square=True), "codes"),
+    ):
+        with pytest.raises(TypeError, match=rf"\w+: {name}: expected a NumPy array or a torch tensor, got a .+Foreign"):
+            call()

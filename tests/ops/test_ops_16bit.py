@@ -166,6 +166,17 @@ def test_a_sum_of_two_keeps_what_one_loses():
     assert torch.equal(alone, torch.ones_like(alone))
 
 
+@pytest.mark.parametrize(("dtype", "largest"), [("float16", 65504.0), ("bfloat16", (2 - 2.0**-7) * 2.0**127)])
+def test_an_infinite_sum_of_two_stays_infinite(dtype, largest):
+    """An update beyond the dtype's range, not float32's: what the parameter lacks of it is infinite too."""
+    param = torch.tensor([largest, -largest, 1.0], dtype=getattr(torch, dtype))
+    low, grad = torch.zeros_like(param), torch.tensor([-1.0, 1.0, 0.0]) * (largest * 2.0**-8)
+    for step in (1, 2, 3):
+        ops.sgd_([param], [grad], step=step, lr=1.0, rounding="kahan", compensations=[low])
+        assert param.tolist() == [math.inf, -math.inf, 1.0]
+        assert torch.equal(low, torch.zeros_like(low))
+
+
 @pytest.mark.parametrize("layout", cases.LAYOUTS)
 @pytest.mark.parametrize("rounding", [None, "stochastic", "kahan", "master"])
 def test_layouts(rounding, layout, rng):

@@ -38,5 +38,5 @@ def companion_after(rounding: str | None, result: np.ndarray, param: np.ndarray,
         return result
     with np.errstate(invalid="ignore"):
         rest = result - param
-    # inf - inf: an infinite parameter must stay one.
-    return stored(np.where(np.isnan(rest), np.float32(0), rest), dtype)
+    # An infinite parameter must stay one, whatever the result was.
+    return stored(np.where(np.isfinite(rest), rest, np.float32(0)), dtype)

@@ -11,8 +11,8 @@ namespace fusestep {
 inline constexpr std::int64_t kUnlimited = INT64_C(1) << 40;  // more than any sequence; sums of a few do not overflow
 
 struct PositionRange {
-  std::int64_t begin;
-  std::int64_t end;  // never below begin
+  std::int64_t begin;  // from 0 to the number of positions, of an empty range too
+  std::int64_t end;    // never below begin
 };
 
 // Query i is aligned with key i + shift. It attends to `left` keys before that one and to `right` keys after it.
@@ -46,6 +46,7 @@ struct Band {
 
   FUSESTEP_HD static PositionRange clipped(std::int64_t begin, std::int64_t end, std::int64_t size) {
     begin = begin < 0 ? 0 : begin;
+    begin = begin > size ? size : begin;
     end = end > size ? size : end;
     return {begin, end < begin ? begin : end};
   }

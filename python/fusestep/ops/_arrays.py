@@ -28,40 +28,50 @@ def shape_of(array: Any) -> tuple[int, ...]:
 
 
 def empty(
-    operation: str, name: str, shape: tuple[int, ...], like: Any, *, for_sums: bool = False, plus: Any = None
+    operation: str,
+    name: str,
+    shape: tuple[int, ...],
+    like: Any,
+    *,
+    dtype: str | None = None,
+    for_sums: bool = False,
+    plus: Any = None,
 ) -> Any:
-    """A new array of the kind, device and dtype of `like`.
+    """A new array of the kind of `like`: of its device and dtype, or in CPU memory and of the dtype that is given.
 
+    name: the argument that a refusal names: "out" or "lse" where that could be given instead, else that of `like`.
     for_sums: float64 for float64, float32 for the rest. plus: of the dtype of `like + plus`, if it has another dtype.
     """
     if plus is not None and getattr(plus, "dtype", None) == getattr(like, "dtype", None):
         plus = None
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(like, torch.Tensor):
-        dtype = like.dtype
+        torch_dtype = like.dtype if dtype is None else getattr(torch, dtype)
         # Of 8 bits and of no floats torch knows no sum; the core refuses them.
-        if isinstance(plus, torch.Tensor) and all(d.is_floating_point and d.itemsize > 1 for d in (dtype, plus.dtype)):
-            dtype = torch.promote_types(dtype, plus.dtype)
-        if for_sums and dtype != torch.float64:
-            dtype = torch.float32
-        return torch.empty(shape, dtype=dtype, device=like.device)
+        if isinstance(plus, torch.Tensor) and all(
+            d.is_floating_point and d.itemsize > 1 for d in (torch_dtype, plus.dtype)
+        ):
+            torch_dtype = torch.promote_types(torch_dtype, plus.dtype)
+        if for_sums and torch_dtype != torch.float64:
+            torch_dtype = torch.float32
+        return torch.empty(shape, dtype=torch_dtype, device=like.device if dtype is None else "cpu")
     if isinstance(like, np.ndarray) or not hasattr(like, "__dlpack__"):
-        dtype = like.dtype if isinstance(like, np.ndarray) else np.dtype(np.float32)
-        if isinstance(plus, np.ndarray) and np.can_cast(plus.dtype, np.float64) and np.can_cast(dtype, np.float64):
+        numpy_dtype = like.dtype if dtype is None and isinstance(like, np.ndarray) else np.dtype(dtype or np.float32)
+        if (
+            isinstance(plus, np.ndarray)
+            and np.can_cast(plus.dtype, np.float64)
+            and np.can_cast(numpy_dtype, np.float64)
+        ):
             # NumPy knows no sum of the two 16-bit floats of ml_dtypes and its own.
-            dtype = np.promote_types(dtype, np.promote_types(plus.dtype, np.float32))
-        if for_sums and dtype != np.float64:
-            dtype = np.dtype(np.float32)
-        return np.empty(shape, dtype)
-    kind = type(like)
-    refuse(
-        operation,
-        name,
-        f"an array to write to beside a {kind.__module__}.{kind.__qualname__}",
-        "None",
-        "Results are allocated for NumPy arrays and torch tensors only.",
-        TypeError,
-    )
+            numpy_dtype = np.promote_types(numpy_dtype, np.promote_types(plus.dtype, np.float32))
+        if for_sums and numpy_dtype != np.float64:
+            numpy_dtype = np.dtype(np.float32)
+        return np.empty(shape, numpy_dtype)
+    class_name = f"a {type(like).__module__}.{type(like).__qualname__}"
+    expected, got = "a NumPy array or a torch tensor", class_name
+    if name in ("out", "lse"):
+        expected, got = f"an array to write to beside {class_name}", "None"
+    refuse(operation, name, expected, got, "Results are allocated for NumPy arrays and torch tensors only.", TypeError)
 
 
 def softmax_options(

@@ -40,8 +40,8 @@ def cross_entropy(
     """
     rows = shape_of(logits)[:1]
     of_rows = isinstance(reduction, str) and reduction == "none"
-    loss = empty("cross_entropy", "loss", rows if of_rows else (), logits, for_sums=True)
-    lse = empty("cross_entropy", "lse", rows, logits, for_sums=True)
+    loss = empty("cross_entropy", "logits", rows if of_rows else (), logits, for_sums=True)
+    lse = empty("cross_entropy", "logits", rows, logits, for_sums=True)
     _core.cross_entropy(
         "cross_entropy", logits, labels, loss, lse, grad, ignore_index, label_smoothing, z_loss, reduction
     )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import numpy as np
 
 from fusestep import _core
 
-from ._arrays import shape_of
+from ._arrays import empty, shape_of
 
 
 def quantize_8bit(values: Any, *, square: bool) -> tuple[Any, Any]:
@@ -33,8 +32,8 @@ def quantize_8bit(values: Any, *, square: bool) -> tuple[Any, Any]:
     """
     shape = shape_of(values)
     numel = int(np.prod(shape, dtype=np.int64))
-    codes = _empty(values, shape, "uint8")
-    absmax = _empty(values, (-(-numel // 256),), "float32")
+    codes = empty("quantize_8bit", "values", shape, values, dtype="uint8")
+    absmax = empty("quantize_8bit", "values", (-(-numel // 256),), values, dtype="float32")
     _core.quantize_8bit("quantize_8bit", values, codes, absmax, square)
     return codes, absmax
 
@@ -50,13 +49,6 @@ def dequantize_8bit(codes: Any, absmax: Any, *, square: bool) -> Any:
     Raises:
         TypeError, ValueError: another array.
     """
-    values = _empty(codes, shape_of(codes), "float32")
+    values = empty("dequantize_8bit", "codes", shape_of(codes), codes, dtype="float32")
     _core.dequantize_8bit("dequantize_8bit", values, codes, absmax, square)
     return values
-
-
-def _empty(like: Any, shape: tuple[int, ...], dtype: str) -> Any:
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(like, torch.Tensor):
-        return torch.empty(shape, dtype=getattr(torch, dtype))
-    return np.empty(shape, dtype)

@@ -117,7 +117,8 @@ def _companions(operation: str, given: dict[str, Any]) -> Any:
     """What the rounding keeps beside the parameters. Refuses arrays that the rounding would not use."""
     kahan, master = given.get("compensations"), given.get("master_params")
     given["master_weights"] = master is not None
-    if kahan is not None and given.get("rounding") != "kahan":
+    rounding = given.get("rounding")
+    if kahan is not None and not (isinstance(rounding, str) and rounding == "kahan"):
         refuse(operation, "compensations", "None unless rounding is 'kahan'", "arrays", error=TypeError)
     return kahan if master is None else master
 

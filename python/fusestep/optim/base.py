@@ -406,7 +406,7 @@ class FusedOptimizer(torch.optim.Optimizer):
     def _in_group_indices(self, message: str, kernel: str, params: list[list[Tensor]]) -> str:
         """The core counts the tensors that it was given; who reads its refusal counts those of the group."""
         states = _core.optimizers()[kernel]["states"]
-        lists = "|".join(["params", "grads", "steps", *states, *map(eight_bit.absmax, states)])
+        lists = "|".join(["params", "grads", "step", *states, *map(eight_bit.absmax, states)])
 
         def own_index(match: re.Match[str]) -> str:
             group, name, i = match.groups()

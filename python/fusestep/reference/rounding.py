@@ -20,11 +20,11 @@ def rounding_numbers(shape: tuple[int, ...], *, seed: int, parameter: int, step:
     """The 16 random bits of each element in one step: integers from 0 to 65535, of the given shape.
 
     Elements are counted in C order. Eight neighbours share a Philox call with the counter
-    (lower and upper word of element // 8, parameter, step) and the key seed ^ STREAM.
+    (lower and upper word of element // 8, parameter, step modulo 2**32) and the key seed ^ STREAM.
     """
     element = np.arange(math.prod(shape), dtype=np.uint64)
     group = element // np.uint64(8)
-    words = philox((group & np.uint64(0xFFFFFFFF), group >> np.uint64(32), parameter, step), seed ^ STREAM)
+    words = philox((group & np.uint64(0xFFFFFFFF), group >> np.uint64(32), parameter, step % 2**32), seed ^ STREAM)
     halves = np.stack([words[i // 2] >> np.uint64(16 * (i % 2)) & np.uint64(0xFFFF) for i in range(8)])
     numbers: Array = halves[(element % np.uint64(8)).astype(np.int64), np.arange(element.size)].reshape(shape)
     return numbers
