@@ -39,9 +39,9 @@ __device__ __forceinline__ void read_codes(bool square, float (&to)[kPack], cons
     }
   }
   for (int i = 0; i < kPack; ++i) {
-    const std::uint32_t code = pack.code[i];
-    const float fraction = square ? decode_moment<true, float>(code) : decode_moment<false, float>(code);
-    to[i] = i < count ? fraction * scale : 0.0f;
+    const std::uint32_t code = pack.code[i] * 256u;
+    const std::uint32_t half = square ? decode_moment<true>(code) : decode_moment<false>(code);
+    to[i] = i < count ? float_of(half << 16) * scale : 0.0f;
   }
 }
 
@@ -50,8 +50,8 @@ __device__ __forceinline__ void write_codes(bool square, std::uint8_t* codes, bo
   const bool is_nan = inverse != inverse;  // the bits of NaN differ between machines
   CodePack pack;
   for (int i = 0; i < kPack; ++i) {
-    const std::uint32_t fraction = bits_of(from[i] * inverse);
-    const std::uint32_t code = square ? encode_moment<true>(fraction) : encode_moment<false>(fraction);
+    const std::uint32_t half = bits_of(from[i] * inverse) >> 16;
+    const std::uint32_t code = square ? encode_moment<true>(half) : encode_moment<false>(half);
     const std::uint32_t greatest = square ? MomentCode<true>::kGreatest : MomentCode<false>::kGreatest;
     pack.code[i] = static_cast<std::uint8_t>(is_nan ? greatest : code);
   }
@@ -110,14 +110,14 @@ __device__ __forceinline__ void update_block(const UpdateTensorOnDevice& tensor,
 #pragma unroll
   for (int k = 0; k < kMaxStates; ++k) {
     if (!uses(Update::kStates, k) || tensor.dtype[kFirstState + k] != DType::uint8) continue;
-    const std::uint32_t scale = moment_scale(greatest_of_warp(greatest[k]));
+    const float scale = moment_scale(greatest_of_warp(greatest[k]));
     const float inverse = inverse_moment_scale(scale);
 #pragma unroll
     for (int p = 0; p < kPacks; ++p) {
       const Lane<Update> own = elements(p);
       write_codes(uses(Update::kSquares, k), codes(k) + own.first, own.packed, own.count, values[p].state[k], inverse);
     }
-    if (lane == 0) tensor.absmax[k][block] = float_of(scale);
+    if (lane == 0) tensor.absmax[k][block] = scale;
   }
 #pragma unroll
   for (int p = 0; p < kPacks; ++p) {

@@ -5,14 +5,13 @@
 // (sixteen in each power of two) for the upper half of the codes, and with three bits for the lower half: of signed
 // moments to 2^-4 and then to 2^-11.75, of squares to 2^-8 and then to 2^-23.8. So the relative error of a moment is at
 // most 1/32 and 1/16, wherever it lies in the range. The bits of a float grow with its logarithm, and all of this is
-// shifts of them.
+// shifts of their upper half: no lower bit of a fraction has a say in its code. A vector holds twice as many halves.
 //
 // Signed moments have a sign bit and a zero. Squares have neither: one that became zero would divide by eps alone.
 #pragma once
 
 #include <cstdint>
 
-#include "math/exp2.h"
 #include "math/hd.h"
 #include "math/lowp.h"
 
@@ -25,59 +24,61 @@ FUSESTEP_HD constexpr std::int64_t moment_blocks(std::int64_t numel) {
   return (numel + kMomentBlock - 1) / kMomentBlock;
 }
 
-FUSESTEP_HD std::uint32_t as_words(float x) { return bits_of(x); }
-FUSESTEP_HD float as_float(std::uint32_t x) { return float_of(x); }
-FUSESTEP_HD std::uint32_t min(std::uint32_t a, std::uint32_t b) { return a < b ? a : b; }
 FUSESTEP_HD std::uint32_t max(std::uint32_t a, std::uint32_t b) { return a > b ? a : b; }
+// x / 2^bits to the nearest, halves up. x is below 2^15: vectors multiply signed numbers.
+FUSESTEP_HD std::uint32_t shift_rounded(std::uint32_t x, int bits) { return (x + (1u << (bits - 1))) >> bits; }
+// max(a - b, 0)
+FUSESTEP_HD std::uint32_t excess(std::uint32_t a, std::uint32_t b) { return a > b ? a - b : 0; }
+// 0 where `condition`, below 2^15, is 0.
+FUSESTEP_HD std::uint32_t where_not_zero(std::uint32_t condition, std::uint32_t x) { return condition != 0 ? x : 0; }
 
-// The magnitude of code c has the bits min((c + kFine) << 19, (c + kCoarse) << 20): steps of the fine kind above, of
-// the coarse kind below the value at which both are equal.
+// The magnitude of code c has the upper half (c + kOffset) << 3 from kBend up. Below, it is twice as far from kBend as
+// that: the same steps on a float with one bit of mantissa less.
 template <bool kSquare>
 struct MomentCode;
 template <>
 struct MomentCode<false> {
-  static constexpr std::uint32_t kGreatest = 127;  // stands for 1
-  static constexpr std::uint32_t kFine = 0x7f0 - kGreatest;
-  static constexpr std::uint32_t kCoarse = 0x3d8 - 63;  // they meet at code 63, 2^-4
+  static constexpr std::uint16_t kGreatest = 127;  // stands for 1
+  static constexpr std::uint16_t kOffset = 0x7f0 - kGreatest;
+  static constexpr std::uint16_t kBend = (63 + kOffset) << 3;  // 2^-4
 };
 template <>
 struct MomentCode<true> {
-  static constexpr std::uint32_t kGreatest = 255;
-  static constexpr std::uint32_t kFine = 0x7f0 - kGreatest;
-  static constexpr std::uint32_t kCoarse = 0x3b8 - 127;  // at code 127, 2^-8
+  static constexpr std::uint16_t kGreatest = 255;
+  static constexpr std::uint16_t kOffset = 0x7f0 - kGreatest;
+  static constexpr std::uint16_t kBend = (127 + kOffset) << 3;  // 2^-8
 };
 
-// The scale of a block, as bits, from the greatest of the bits of its absolute values. A block with an infinity or a
-// NaN becomes NaN as a whole. One of subnormal numbers is scaled by the least normal one, whose inverse is finite.
-FUSESTEP_HD std::uint32_t moment_scale(std::uint32_t greatest) {
-  return greatest < 0x7f800000u ? max(greatest, std::uint32_t{0x00800000u}) : 0x7fc00000u;
+// The scale of a block, from the greatest of the bits of its absolute values. A block with an infinity or a NaN becomes
+// NaN as a whole. One of subnormal numbers is scaled by the least normal one, whose inverse is finite.
+FUSESTEP_HD float moment_scale(std::uint32_t greatest) {
+  return float_of(greatest < 0x7f800000u ? max(greatest, std::uint32_t{0x00800000u}) : 0x7fc00000u);
 }
 
 // The codes of a block's elements are those of their values times this. Of a block of NaN it is NaN.
-FUSESTEP_HD float inverse_moment_scale(std::uint32_t scale) { return 1.0f / float_of(scale); }
+FUSESTEP_HD float inverse_moment_scale(float scale) { return 1.0f / scale; }
 
-// The code of a fraction, given as its bits, at most 1: that of the nearest magnitude, the greater of two that are
-// equally near. Signed fractions for which the nearest would be one step below the least become 0.
+// The code of a fraction of at most 1, given as the upper half of its bits: that of the nearest magnitude, the greater
+// of two that are equally near. Signed fractions for which the nearest would be one step below the least become 0.
 template <bool kSquare, class W>
-FUSESTEP_HD W encode_moment(W fraction) {
+FUSESTEP_HD W encode_moment(W half) {
   using Code = MomentCode<kSquare>;
-  const W magnitude = fraction & W(0x7fffffffu);
-  const W fine = (magnitude + W(0x40000u)) >> 19;
-  const W coarse = ((magnitude + W(0x80000u)) >> 20) + W(Code::kFine - Code::kCoarse);
-  const W code = max(max(fine, coarse), W(Code::kFine)) + W(0u - Code::kFine);
+  const W magnitude = half & W(0x7fffu);
+  const W twice = magnitude + max(magnitude, W(Code::kBend));
+  const W code = excess(shift_rounded(twice, 4), W(Code::kOffset));
   if constexpr (kSquare) return code;
-  return code | (fraction >> 24 & W(0x80u));
+  return code | (half >> 8 & W(0x80u));
 }
 
-// The fraction that a code stands for.
-template <bool kSquare, class V, class W>
-FUSESTEP_HD V decode_moment(W code) {
+// The upper half of the bits of the fraction that a code stands for; the code is given shifted to the left by 8.
+template <bool kSquare, class W>
+FUSESTEP_HD W decode_moment(W code) {
   using Code = MomentCode<kSquare>;
-  const W magnitude = kSquare ? code : code & W(0x7fu);
-  const V value = as_float(min((magnitude + W(Code::kFine)) << 19, (magnitude + W(Code::kCoarse)) << 20));
-  if constexpr (kSquare) return value;
-  const V least = as_float(W((Code::kCoarse + 1u) << 20));
-  return as_float(as_words(zero_below(value, value, least)) | (code & W(0x80u)) << 24);
+  const W magnitude = kSquare ? code : code & W(0x7f00u);
+  const W fine = (magnitude >> 5) + W(Code::kOffset << 3);
+  const W half = fine - excess(W(Code::kBend), fine);
+  if constexpr (kSquare) return half;
+  return where_not_zero(magnitude, half) | (code & W(0x8000u));
 }
 
 }  // namespace fusestep

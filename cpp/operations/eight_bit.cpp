@@ -35,15 +35,15 @@ template <bool kSquare>
 float quantize_block(const float* values, std::uint8_t* codes, std::int64_t count) {
   std::uint32_t greatest = 0;
   for (std::int64_t i = 0; i < count; ++i) greatest = max(greatest, bits_of(values[i]) & 0x7fffffffu);
-  const std::uint32_t scale = moment_scale(greatest);
+  const float scale = moment_scale(greatest);
   const float inverse = inverse_moment_scale(scale);
   const bool is_nan = inverse != inverse;
   for (std::int64_t i = 0; i < count; ++i) {
     const std::uint32_t code =
-        is_nan ? MomentCode<kSquare>::kGreatest : encode_moment<kSquare>(bits_of(values[i] * inverse));
+        is_nan ? MomentCode<kSquare>::kGreatest : encode_moment<kSquare>(bits_of(values[i] * inverse) >> 16);
     codes[i] = static_cast<std::uint8_t>(code);
   }
-  return float_of(scale);
+  return scale;
 }
 
 template <class Block>
@@ -75,9 +75,9 @@ void dequantize_moments(const char* operation, const TensorView& values, const T
   auto* to = static_cast<float*>(values.data);
   for_each_block(values.numel, [&](std::int64_t first, std::int64_t count) {
     for (std::int64_t i = first; i < first + count; ++i) {
-      const std::uint32_t code = from[i];
-      const float fraction = square ? decode_moment<true, float>(code) : decode_moment<false, float>(code);
-      to[i] = fraction * scale[first / kMomentBlock];
+      const std::uint32_t code = from[i] * 256u;
+      const std::uint32_t half = square ? decode_moment<true>(code) : decode_moment<false>(code);
+      to[i] = float_of(half << 16) * scale[first / kMomentBlock];
     }
   });
 }

@@ -142,9 +142,6 @@ struct Vec<std::uint32_t> {
   FUSESTEP_HD static Vec load(const std::uint32_t* p) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   }
-  FUSESTEP_HD static Vec load(const std::uint8_t* p) {
-    return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
-  }
   FUSESTEP_HD void store(std::uint32_t* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
   FUSESTEP_HD static Vec iota(std::uint32_t first) { return Vec(first) + _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7); }
 
@@ -180,14 +177,53 @@ struct Vec<std::uint32_t> {
     _mm256_storeu_si256(to + 2, _mm256_permute2x128_si256(lane04, lane15, 0x31));
     _mm256_storeu_si256(to + 3, _mm256_permute2x128_si256(lane26, lane37, 0x31));
   }
+};
 
-  // The lanes of the four in this order, each below 256.
-  FUSESTEP_HD static void store_bytes(std::uint8_t* p, Vec a, Vec b, Vec c, Vec d) {
-    // The instructions pack each half of the vectors on its own.
-    const __m256i packed = _mm256_packus_epi16(_mm256_packus_epi32(a.v, b.v), _mm256_packus_epi32(c.v, d.v));
-    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permutevar8x32_epi32(packed, order));
+// Lanes i of the two vectors of floats lie side by side.
+template <>
+struct Vec<std::uint16_t> {
+  static constexpr int kWidth = 16;
+  __m256i v;
+
+  Vec() = default;
+  FUSESTEP_HD Vec(__m256i x) : v(x) {}
+  FUSESTEP_HD Vec(std::uint16_t x) : v(_mm256_set1_epi16(static_cast<short>(x))) {}
+
+  FUSESTEP_HD static Vec upper_halves(Vec<float> a, Vec<float> b) {
+    const __m256i of_a = _mm256_srli_epi32(_mm256_castps_si256(a.v), 16);
+    return _mm256_blend_epi16(of_a, _mm256_castps_si256(b.v), 0xaa);
   }
+  FUSESTEP_HD void as_upper_halves(Vec<float>& a, Vec<float>& b) const {
+    a = _mm256_castsi256_ps(_mm256_slli_epi32(v, 16));
+    b = _mm256_castsi256_ps(_mm256_and_si256(v, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
+  }
+  FUSESTEP_HD static Vec load_upper_bytes(const std::uint8_t* p) {
+    const __m256i twice = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    return _mm256_shuffle_epi8(twice, _mm256_setr_epi8(-1, 0, -1, 8, -1, 1, -1, 9, -1, 2, -1, 10, -1, 3, -1, 11,  //
+                                                       -1, 4, -1, 12, -1, 5, -1, 13, -1, 6, -1, 14, -1, 7, -1, 15));
+  }
+  FUSESTEP_HD static void store_lower_bytes(std::uint8_t* p, Vec ab, Vec cd) {
+    // Each half of the vectors on its own: its four bytes of a, of b, of c and of d.
+    const __m256i fours = _mm256_shuffle_epi8(_mm256_packus_epi16(ab.v, cd.v),
+                                              _mm256_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15,  //
+                                                               0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15));
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permutevar8x32_epi32(fours, order));
+  }
+
+  FUSESTEP_HD friend Vec operator+(Vec a, Vec b) { return _mm256_add_epi16(a.v, b.v); }
+  FUSESTEP_HD friend Vec operator-(Vec a, Vec b) { return _mm256_sub_epi16(a.v, b.v); }
+  FUSESTEP_HD friend Vec operator&(Vec a, Vec b) { return _mm256_and_si256(a.v, b.v); }
+  FUSESTEP_HD friend Vec operator|(Vec a, Vec b) { return _mm256_or_si256(a.v, b.v); }
+  FUSESTEP_HD friend Vec operator>>(Vec a, int bits) { return _mm256_srli_epi16(a.v, bits); }
+  FUSESTEP_HD friend Vec max(Vec a, Vec b) { return _mm256_max_epu16(a.v, b.v); }
+  FUSESTEP_HD friend Vec excess(Vec a, Vec b) { return _mm256_subs_epu16(a.v, b.v); }
+  // The instruction multiplies, divides by 2^15 and rounds.
+  FUSESTEP_HD friend Vec shift_rounded(Vec a, int bits) {
+    return _mm256_mulhrs_epi16(a.v, _mm256_set1_epi16(static_cast<short>(1 << (15 - bits))));
+  }
+  // The instruction takes the sign of the condition.
+  FUSESTEP_HD friend Vec where_not_zero(Vec condition, Vec x) { return _mm256_sign_epi16(x.v, condition.v); }
 };
 
 FUSESTEP_HD Vec<std::uint32_t> as_words(Vec<float> x) { return _mm256_castps_si256(x.v); }

@@ -128,9 +128,6 @@ struct Vec<std::uint32_t> {
   FUSESTEP_HD Vec(std::uint32_t x) : v(_mm512_set1_epi32(static_cast<int>(x))) {}
 
   FUSESTEP_HD static Vec load(const std::uint32_t* p) { return _mm512_loadu_si512(p); }
-  FUSESTEP_HD static Vec load(const std::uint8_t* p) {
-    return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-  }
   FUSESTEP_HD void store(std::uint32_t* p) const { _mm512_storeu_si512(p, v); }
   FUSESTEP_HD static Vec iota(std::uint32_t first) {
     return Vec(first) + _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
@@ -174,14 +171,54 @@ struct Vec<std::uint32_t> {
     _mm512_storeu_si512(p + 64, _mm512_shuffle_i32x4(back01, back23, 0x88));
     _mm512_storeu_si512(p + 96, _mm512_shuffle_i32x4(back01, back23, 0xdd));
   }
+};
 
-  // The lanes of the four in this order, each below 256.
-  FUSESTEP_HD static void store_bytes(std::uint8_t* p, Vec a, Vec b, Vec c, Vec d) {
+// Lanes i of the two vectors of floats lie side by side.
+template <>
+struct Vec<std::uint16_t> {
+  static constexpr int kWidth = 32;
+  __m512i v;
+
+  Vec() = default;
+  FUSESTEP_HD Vec(__m512i x) : v(x) {}
+  FUSESTEP_HD Vec(std::uint16_t x) : v(_mm512_set1_epi16(static_cast<short>(x))) {}
+
+  FUSESTEP_HD static Vec upper_halves(Vec<float> a, Vec<float> b) {
+    const __m512i of_a = _mm512_srli_epi32(_mm512_castps_si512(a.v), 16);
+    return _mm512_mask_mov_epi16(of_a, 0xaaaaaaaau, _mm512_castps_si512(b.v));
+  }
+  FUSESTEP_HD void as_upper_halves(Vec<float>& a, Vec<float>& b) const {
+    a = _mm512_castsi512_ps(_mm512_slli_epi32(v, 16));
+    b = _mm512_castsi512_ps(_mm512_maskz_mov_epi16(0xaaaaaaaau, v));
+  }
+  FUSESTEP_HD static Vec load_upper_bytes(const std::uint8_t* p) {
+    const auto* from = reinterpret_cast<const __m128i*>(p);
+    const __m512i a = _mm512_cvtepu8_epi32(_mm_loadu_si128(from));
+    const __m512i b = _mm512_cvtepu8_epi32(_mm_loadu_si128(from + 1));
+    return _mm512_or_si512(_mm512_slli_epi32(a, 8), _mm512_slli_epi32(b, 24));
+  }
+  FUSESTEP_HD static void store_lower_bytes(std::uint8_t* p, Vec ab, Vec cd) {
+    // The instruction drops what lies above the lowest byte of 32 bits.
     auto* to = reinterpret_cast<__m128i*>(p);
-    _mm_storeu_si128(to, _mm512_cvtepi32_epi8(a.v));
-    _mm_storeu_si128(to + 1, _mm512_cvtepi32_epi8(b.v));
-    _mm_storeu_si128(to + 2, _mm512_cvtepi32_epi8(c.v));
-    _mm_storeu_si128(to + 3, _mm512_cvtepi32_epi8(d.v));
+    _mm_storeu_si128(to, _mm512_cvtepi32_epi8(ab.v));
+    _mm_storeu_si128(to + 1, _mm512_cvtepi32_epi8(_mm512_srli_epi32(ab.v, 16)));
+    _mm_storeu_si128(to + 2, _mm512_cvtepi32_epi8(cd.v));
+    _mm_storeu_si128(to + 3, _mm512_cvtepi32_epi8(_mm512_srli_epi32(cd.v, 16)));
+  }
+
+  FUSESTEP_HD friend Vec operator+(Vec a, Vec b) { return _mm512_add_epi16(a.v, b.v); }
+  FUSESTEP_HD friend Vec operator-(Vec a, Vec b) { return _mm512_sub_epi16(a.v, b.v); }
+  FUSESTEP_HD friend Vec operator&(Vec a, Vec b) { return _mm512_and_si512(a.v, b.v); }
+  FUSESTEP_HD friend Vec operator|(Vec a, Vec b) { return _mm512_or_si512(a.v, b.v); }
+  FUSESTEP_HD friend Vec operator>>(Vec a, int bits) { return _mm512_srli_epi16(a.v, static_cast<unsigned>(bits)); }
+  FUSESTEP_HD friend Vec max(Vec a, Vec b) { return _mm512_max_epu16(a.v, b.v); }
+  FUSESTEP_HD friend Vec excess(Vec a, Vec b) { return _mm512_subs_epu16(a.v, b.v); }
+  // The instruction multiplies, divides by 2^15 and rounds.
+  FUSESTEP_HD friend Vec shift_rounded(Vec a, int bits) {
+    return _mm512_mulhrs_epi16(a.v, _mm512_set1_epi16(static_cast<short>(1 << (15 - bits))));
+  }
+  FUSESTEP_HD friend Vec where_not_zero(Vec condition, Vec x) {
+    return _mm512_maskz_mov_epi16(_mm512_test_epi16_mask(condition.v, condition.v), x.v);
   }
 };
 

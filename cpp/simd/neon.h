@@ -119,10 +119,6 @@ struct Vec<std::uint32_t> {
   FUSESTEP_HD Vec(std::uint32_t x) : v(vdupq_n_u32(x)) {}
 
   FUSESTEP_HD static Vec load(const std::uint32_t* p) { return vld1q_u32(p); }
-  FUSESTEP_HD static Vec load(const std::uint8_t* p) {
-    const std::uint32_t lanes[kWidth] = {p[0], p[1], p[2], p[3]};
-    return load(lanes);
-  }
   FUSESTEP_HD void store(std::uint32_t* p) const { vst1q_u32(p, v); }
   FUSESTEP_HD static Vec iota(std::uint32_t first) {
     const std::uint32_t lanes[kWidth] = {first, first + 1, first + 2, first + 3};
@@ -149,13 +145,43 @@ struct Vec<std::uint32_t> {
     vst4q_u32(words, {{a.v, b.v, c.v, d.v}});
     memcpy(p, words, sizeof words);
   }
+};
 
-  // The lanes of the four in this order, each below 256.
-  FUSESTEP_HD static void store_bytes(std::uint8_t* p, Vec a, Vec b, Vec c, Vec d) {
-    const uint16x8_t front = vcombine_u16(vmovn_u32(a.v), vmovn_u32(b.v));
-    const uint16x8_t back = vcombine_u16(vmovn_u32(c.v), vmovn_u32(d.v));
-    vst1q_u8(p, vcombine_u8(vmovn_u16(front), vmovn_u16(back)));
+template <>
+struct Vec<std::uint16_t> {
+  static constexpr int kWidth = 8;
+  uint16x8_t v;
+
+  Vec() = default;
+  FUSESTEP_HD Vec(uint16x8_t x) : v(x) {}
+  FUSESTEP_HD Vec(std::uint16_t x) : v(vdupq_n_u16(x)) {}
+
+  FUSESTEP_HD static Vec upper_halves(Vec<float> a, Vec<float> b) {
+    return vuzp2q_u16(vreinterpretq_u16_f32(a.v), vreinterpretq_u16_f32(b.v));
   }
+  FUSESTEP_HD void as_upper_halves(Vec<float>& a, Vec<float>& b) const {
+    a = vreinterpretq_f32_u32(vshll_n_u16(vget_low_u16(v), 16));
+    b = vreinterpretq_f32_u32(vshll_n_u16(vget_high_u16(v), 16));
+  }
+  FUSESTEP_HD static Vec load_upper_bytes(const std::uint8_t* p) { return vshll_n_u8(vld1_u8(p), 8); }
+  FUSESTEP_HD static void store_lower_bytes(std::uint8_t* p, Vec ab, Vec cd) {
+    vst1q_u8(p, vcombine_u8(vmovn_u16(ab.v), vmovn_u16(cd.v)));
+  }
+
+  FUSESTEP_HD friend Vec operator+(Vec a, Vec b) { return vaddq_u16(a.v, b.v); }
+  FUSESTEP_HD friend Vec operator-(Vec a, Vec b) { return vsubq_u16(a.v, b.v); }
+  FUSESTEP_HD friend Vec operator&(Vec a, Vec b) { return vandq_u16(a.v, b.v); }
+  FUSESTEP_HD friend Vec operator|(Vec a, Vec b) { return vorrq_u16(a.v, b.v); }
+  FUSESTEP_HD friend Vec operator>>(Vec a, int bits) { return vshlq_u16(a.v, shift_by(-bits)); }
+  FUSESTEP_HD friend Vec max(Vec a, Vec b) { return vmaxq_u16(a.v, b.v); }
+  FUSESTEP_HD friend Vec excess(Vec a, Vec b) { return vqsubq_u16(a.v, b.v); }
+  FUSESTEP_HD friend Vec shift_rounded(Vec a, int bits) { return vrshlq_u16(a.v, shift_by(-bits)); }
+  FUSESTEP_HD friend Vec where_not_zero(Vec condition, Vec x) {
+    return vandq_u16(vtstq_u16(condition.v, condition.v), x.v);
+  }
+
+ private:
+  FUSESTEP_HD static int16x8_t shift_by(int bits) { return vdupq_n_s16(static_cast<std::int16_t>(bits)); }
 };
 
 FUSESTEP_HD Vec<std::uint32_t> as_words(Vec<float> x) { return vreinterpretq_u32_f32(x.v); }

@@ -5,6 +5,7 @@
 //   math/exp2.h.
 #pragma once
 
+#include "math/eight_bit.h"
 #include "math/exp2.h"
 #include "math/hd.h"
 #include "math/lowp.h"
@@ -60,7 +61,6 @@ struct Vec<std::uint32_t> {
   FUSESTEP_HD Vec(std::uint32_t x) : v(x) {}
 
   FUSESTEP_HD static Vec load(const std::uint32_t* p) { return *p; }
-  FUSESTEP_HD static Vec load(const std::uint8_t* p) { return *p; }
   FUSESTEP_HD void store(std::uint32_t* p) const { *p = v; }
   // first, first + 1, ...
   FUSESTEP_HD static Vec iota(std::uint32_t first) { return first; }
@@ -82,13 +82,46 @@ struct Vec<std::uint32_t> {
     const std::uint32_t words[] = {a.v, b.v, c.v, d.v};
     for (int i = 0; i < 8; ++i) p[i] = static_cast<std::uint16_t>(words[i / 2] >> (i % 2 * 16));
   }
+};
 
-  // The lanes of the four in this order, each below 256.
-  FUSESTEP_HD static void store_bytes(std::uint8_t* p, Vec a, Vec b, Vec c, Vec d) {
-    p[0] = static_cast<std::uint8_t>(a.v);
-    p[1] = static_cast<std::uint8_t>(b.v);
-    p[2] = static_cast<std::uint8_t>(c.v);
-    p[3] = static_cast<std::uint8_t>(d.v);
+// The upper halves of two vectors of floats, in an order of its own, with the operations of math/eight_bit.h.
+template <>
+struct Vec<std::uint16_t> {
+  static constexpr int kWidth = 2;
+  std::uint32_t a, b;
+
+  Vec() = default;
+  FUSESTEP_HD Vec(std::uint16_t x) : a(x), b(x) {}
+  FUSESTEP_HD Vec(std::uint32_t first, std::uint32_t second) : a(first), b(second) {}
+
+  FUSESTEP_HD static Vec upper_halves(Vec<float> x, Vec<float> y) { return {bits_of(x.v) >> 16, bits_of(y.v) >> 16}; }
+  // The floats whose upper halves these are. Their lower halves are 0.
+  FUSESTEP_HD void as_upper_halves(Vec<float>& x, Vec<float>& y) const {
+    x = float_of(a << 16);
+    y = float_of(b << 16);
+  }
+  // kWidth bytes, in the order of the floats. The lower bytes become 0.
+  FUSESTEP_HD static Vec load_upper_bytes(const std::uint8_t* p) { return {p[0] * 256u, p[1] * 256u}; }
+  // The lower bytes of both. Their upper bytes must be 0.
+  FUSESTEP_HD static void store_lower_bytes(std::uint8_t* p, Vec x, Vec y) {
+    p[0] = static_cast<std::uint8_t>(x.a);
+    p[1] = static_cast<std::uint8_t>(x.b);
+    p[2] = static_cast<std::uint8_t>(y.a);
+    p[3] = static_cast<std::uint8_t>(y.b);
+  }
+
+  FUSESTEP_HD friend Vec operator+(Vec x, Vec y) { return {x.a + y.a, x.b + y.b}; }
+  FUSESTEP_HD friend Vec operator-(Vec x, Vec y) { return {x.a - y.a, x.b - y.b}; }
+  FUSESTEP_HD friend Vec operator&(Vec x, Vec y) { return {x.a & y.a, x.b & y.b}; }
+  FUSESTEP_HD friend Vec operator|(Vec x, Vec y) { return {x.a | y.a, x.b | y.b}; }
+  FUSESTEP_HD friend Vec operator>>(Vec x, int bits) { return {x.a >> bits, x.b >> bits}; }
+  FUSESTEP_HD friend Vec max(Vec x, Vec y) { return {fusestep::max(x.a, y.a), fusestep::max(x.b, y.b)}; }
+  FUSESTEP_HD friend Vec excess(Vec x, Vec y) { return {fusestep::excess(x.a, y.a), fusestep::excess(x.b, y.b)}; }
+  FUSESTEP_HD friend Vec shift_rounded(Vec x, int bits) {
+    return {fusestep::shift_rounded(x.a, bits), fusestep::shift_rounded(x.b, bits)};
+  }
+  FUSESTEP_HD friend Vec where_not_zero(Vec condition, Vec x) {
+    return {fusestep::where_not_zero(condition.a, x.a), fusestep::where_not_zero(condition.b, x.b)};
   }
 };
 

@@ -11,6 +11,11 @@
 namespace fusestep::FUSESTEP_ISA {
 namespace {
 
+using MomentHalves = Vec<std::uint16_t>;
+
+// As many elements as codes are stored together.
+inline constexpr int kMomentStep = 4 * Vec<float>::kWidth;
+
 // Not inline: every variant of an update calls these. `count` is at most kMomentBlock, and `values` has room for that
 // many: what follows the last element is padding.
 template <bool kSquare>
@@ -25,48 +30,54 @@ template <bool kSquare>
     // The block after the next one: between two blocks lies the work on a kibibyte of each float operand.
     for (int line = 0; line < kMomentBlock; line += 64) __builtin_prefetch(codes + 2 * kMomentBlock + line, 1);
   }
-  for (std::int64_t i = 0; i < count; i += kWidth) {
-    const auto code = Vec<std::uint32_t>::load(codes + i);
-    (decode_moment<kSquare, Vec<float>>(code) * Vec<float>(scale)).store(values + i);
+  for (std::int64_t i = 0; i < count; i += 2 * kWidth) {
+    Vec<float> a, b;
+    decode_moment<kSquare>(MomentHalves::load_upper_bytes(codes + i)).as_upper_halves(a, b);
+    (a * Vec<float>(scale)).store(values + i);
+    (b * Vec<float>(scale)).store(values + i + kWidth);
   }
 }
 
-// Returns the scale.
-template <bool kSquare>
-[[gnu::noinline]] float quantize_block(std::uint8_t* codes, float* values, std::int64_t count) {
+// The scale of a block. Zeros are put behind its last element.
+[[gnu::noinline]] float scale_block(float* values, std::int64_t count) {
   using Word = Vec<std::uint32_t>;
-  constexpr int kWidth = Vec<float>::kWidth;
-  constexpr int kStep = 4 * kWidth;
-  const std::int64_t end = (count + kStep - 1) / kStep * kStep;
+  constexpr int kWidth = Word::kWidth;
+  const std::int64_t end = (count + kMomentStep - 1) / kMomentStep * kMomentStep;
   for (std::int64_t i = count; i < end; ++i) values[i] = 0;
-
-  Word greatest(0u);
-  for (std::int64_t i = 0; i < end; i += kWidth) {
-    greatest = max(greatest, as_words(Vec<float>::load(values + i)) & Word(0x7fffffffu));
+  Word greatest[4] = {0u, 0u, 0u, 0u};  // of four vectors each, which wait for none of the others
+  for (std::int64_t i = 0; i < end; i += kMomentStep) {
+    for (int k = 0; k < 4; ++k) {
+      const Word magnitude = as_words(Vec<float>::load(values + i + k * kWidth)) & Word(0x7fffffffu);
+      greatest[k] = max(greatest[k], magnitude);
+    }
   }
   std::uint32_t lanes[kWidth];
-  greatest.store(lanes);
+  max(max(greatest[0], greatest[1]), max(greatest[2], greatest[3])).store(lanes);
   std::uint32_t most = 0;
   for (const std::uint32_t lane : lanes) most = fusestep::max(most, lane);
-  const std::uint32_t scale = moment_scale(most);
+  return moment_scale(most);
+}
+
+// After scale_block.
+template <bool kSquare>
+[[gnu::noinline]] void quantize_block(std::uint8_t* codes, const float* values, float scale, std::int64_t count) {
+  constexpr int kWidth = Vec<float>::kWidth;
   const float inverse = inverse_moment_scale(scale);
   if (inverse != inverse) {  // the bits of NaN differ between machines
     memset(codes, MomentCode<kSquare>::kGreatest, static_cast<std::size_t>(count));
-    return float_of(scale);
+    return;
   }
-
   std::uint8_t padded[kMomentBlock];
   std::uint8_t* const to = count < kMomentBlock ? padded : codes;
-  for (std::int64_t i = 0; i < end; i += kStep) {
-    Word code[4];
-    for (int k = 0; k < 4; ++k) {
-      const Vec<float> fraction = Vec<float>::load(values + i + k * kWidth) * Vec<float>(inverse);
-      code[k] = encode_moment<kSquare>(as_words(fraction));
-    }
-    Word::store_bytes(to + i, code[0], code[1], code[2], code[3]);
+  const auto encoded = [&](const float* from) {
+    const Vec<float> a = Vec<float>::load(from) * Vec<float>(inverse);
+    const Vec<float> b = Vec<float>::load(from + kWidth) * Vec<float>(inverse);
+    return encode_moment<kSquare>(MomentHalves::upper_halves(a, b));
+  };
+  for (std::int64_t i = 0; i < count; i += kMomentStep) {
+    MomentHalves::store_lower_bytes(to + i, encoded(values + i), encoded(values + i + 2 * kWidth));
   }
   if (count < kMomentBlock) memcpy(codes, padded, static_cast<std::size_t>(count));
-  return float_of(scale);
 }
 
 }  // namespace

@@ -186,9 +186,40 @@ FUSESTEP_HD void store_elements(const UpdateTensor& tensor, int operand, const E
   }
 }
 
+// Calls visit(values, codes, scale, square) for each state in 8 bits. At `first` begins a block, or what the end of the
+// tensor leaves of it; `values` has room for one of each state.
+template <class Visit>
+FUSESTEP_HD void for_each_code(const FlatUpdate<float>& update, const UpdateTensor& tensor, std::int64_t first,
+                               float (*values)[kMomentBlock], const Visit& visit) {
+  for (int k = 0; k < kMaxStates; ++k) {
+    if (!uses(update.states, k) || tensor.dtype[kFirstState + k] != DType::uint8) continue;
+    visit(values[k], static_cast<std::uint8_t*>(tensor.operand[kFirstState + k]) + first,
+          tensor.absmax[k] + first / kMomentBlock, uses(update.squares, k));
+  }
+}
+
+void decode_states(const FlatUpdate<float>& update, const UpdateTensor& tensor, std::int64_t first, std::int64_t count,
+                   float (*values)[kMomentBlock]) {
+  for_each_code(update, tensor, first, values, [&](float* to, const std::uint8_t* codes, float* scale, bool square) {
+    (square ? dequantize_block<true> : dequantize_block<false>)(to, codes, *scale, count);
+  });
+}
+
+void encode_states(const FlatUpdate<float>& update, const UpdateTensor& tensor, std::int64_t first, std::int64_t count,
+                   float (*values)[kMomentBlock]) {
+  // All scales first: the codes of one state are not held up by the division of the other.
+  for_each_code(
+      update, tensor, first, values,
+      [&](float* from, std::uint8_t* /*codes*/, float* scale, bool /*square*/) { *scale = scale_block(from, count); });
+  for_each_code(update, tensor, first, values, [&](const float* from, std::uint8_t* codes, float* scale, bool square) {
+    (square ? quantize_block<true> : quantize_block<false>)(codes, from, *scale, count);
+  });
+}
+
 template <class T>
 void update_converted(const FlatUpdate<T>& update, const UpdateHeader& header, const GradTransform<T>& transform,
                       const UpdateTensor& tensor, std::int64_t first, std::int64_t count) {
+  constexpr bool kFloat = sizeof(T) == sizeof(float);
   const RoundingDraw draw{header.seed, tensor.parameter, header.step};
   alignas(64) T buffer[kCompanion][kChunk];
   alignas(64) std::uint16_t numbers[kChunkNumbers];
@@ -201,35 +232,21 @@ void update_converted(const FlatUpdate<T>& update, const UpdateHeader& header, c
       if (used && tensor.dtype[k] != DType::uint8) visit(k, arithmetic_operand(tensor, k));
     }
   };
-  // States in 8 bits. A chunk is a block of them, or the last part of one.
-  const auto for_each_code = [&](const auto& visit) {
-    if constexpr (sizeof(T) == sizeof(float)) {
-      for (int k = 0; k < kMaxStates; ++k) {
-        if (!uses(update.states, k) || tensor.dtype[kFirstState + k] != DType::uint8) continue;
-        visit(kFirstState + k, static_cast<std::uint8_t*>(tensor.operand[kFirstState + k]) + first,
-              tensor.absmax[k] + first / kMomentBlock, uses(update.squares, k));
-      }
-    }
-  };
   while (count > 0) {
     const std::int64_t n = std::min(count, kChunk - first % kChunk);
-    T* at[kCompanion] = {};
+    T* at[kCompanion];
+    for (int k = 0; k < kCompanion; ++k) at[k] = buffer[k];
     for_each_operand([&](int k, int operand) {
-      at[k] = in_place<T>(tensor, operand) ? static_cast<T*>(tensor.operand[operand]) + first : buffer[k];
+      if (in_place<T>(tensor, operand)) at[k] = static_cast<T*>(tensor.operand[operand]) + first;
     });
     for_each_run(from, n, [&](std::int64_t i, std::int64_t run) {
       for_each_operand([&](int k, int operand) {
         if (at[k] == buffer[k]) load_elements(at[k] + i, tensor, operand, from, run);
       });
     });
-    for_each_code([&](int k, const auto* codes, const float* scale, bool square) {
-      at[k] = buffer[k];
-      (square ? dequantize_block<true> : dequantize_block<false>)(buffer[k], codes, *scale, n);
-    });
+    if constexpr (kFloat) decode_states(update, tensor, first, n, buffer + kFirstState);
     update.run(&header + 1, transform, at[0], at[1], at + kFirstState, n);
-    for_each_code([&](int k, auto* codes, float* scale, bool square) {
-      *scale = (square ? quantize_block<true> : quantize_block<false>)(codes, buffer[k], n);
-    });
+    if constexpr (kFloat) encode_states(update, tensor, first, n, buffer + kFirstState);
     const std::uint16_t* const drawn =
         tensor.rounding == Rounding::stochastic ? draw_numbers(draw, tensor.positions, first, n, numbers) : nullptr;
     for_each_operand([&](int k, int operand) {
@@ -258,6 +275,32 @@ void update_converted(const FlatUpdate<T>& update, const UpdateHeader& header, c
   }
 }
 
+// Whether all states are in 8 bits, and nothing else needs to be converted.
+bool nothing_but_codes(const FlatUpdate<float>& update, const UpdateTensor& tensor) {
+  for (int k = 0; k < kMaxStates; ++k) {
+    if (uses(update.states, k) && tensor.dtype[kFirstState + k] != DType::uint8) return false;
+  }
+  return tensor.rounding == Rounding::nearest && in_place<float>(tensor, 0) && in_place<float>(tensor, 1);
+}
+
+// Such a tensor.
+void update_blocks(const FlatUpdate<float>& update, const UpdateHeader& header, const GradTransform<float>& transform,
+                   const UpdateTensor& tensor, std::int64_t first, std::int64_t count) {
+  auto* const param = static_cast<float*>(tensor.operand[0]);
+  const auto* const grad = static_cast<const float*>(tensor.operand[1]);
+  alignas(64) float moments[kMaxStates][kMomentBlock];
+  float* state[kMaxStates];
+  for (int k = 0; k < kMaxStates; ++k) state[k] = moments[k];
+  while (count > 0) {
+    const std::int64_t n = std::min<std::int64_t>(count, kMomentBlock);
+    decode_states(update, tensor, first, n, moments);
+    update.run(&header + 1, transform, param + first, grad + first, state, n);
+    encode_states(update, tensor, first, n, moments);
+    first += n;
+    count -= n;
+  }
+}
+
 template <class T>
 void update_pieces(const FlatUpdate<T>& update, const UpdateJob& job, std::int64_t slice) {
   const GradTransform<T> transform{static_cast<T>(job.transform.scale), static_cast<T>(job.transform.limit)};
@@ -268,7 +311,12 @@ void update_pieces(const FlatUpdate<T>& update, const UpdateJob& job, std::int64
     for (int k = 0; k < kMaxStates; ++k) {
       if (uses(update.states, k)) all_in_place = all_in_place && in_place<T>(tensor, kFirstState + k);
     }
-    if (!all_in_place) return update_converted(update, header, transform, tensor, first, count);
+    if (!all_in_place) {
+      if constexpr (sizeof(T) == sizeof(float)) {
+        if (nothing_but_codes(update, tensor)) return update_blocks(update, header, transform, tensor, first, count);
+      }
+      return update_converted(update, header, transform, tensor, first, count);
+    }
     T* state[kMaxStates] = {};
     for (int k = 0; k < kMaxStates; ++k) {
       if (uses(update.states, k)) state[k] = static_cast<T*>(tensor.operand[kFirstState + k]) + first;
