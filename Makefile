@@ -155,9 +155,8 @@ $(VENV)/.cuda-ready: $(VENV)/.ready
 
 # Editable, so that a change of a Python file counts at once; a change of anything else builds what depends on it. The
 # kernels of cuda/ are built for emulation only: `make cuda` and `make gpu` compile them for devices.
-# --no-compile: bytecode of all files of torch and others takes a minute, and most of them are never imported.
 $(BUILD)/.installed: $(VENV)/.ready CMakeLists.txt $(SOURCES)
-	$(BIN)/pip install --constraint constraints.txt --no-compile --no-build-isolation $(BUILD_SETTINGS) \
-	    -C cmake.define.FUSESTEP_CUDA=OFF -C cmake.define.FUSESTEP_EMULATE_CUDA=ON \
-	    --editable '.[train,bench,test,lint,typing]'
+	$(BIN)/pip install --constraint constraints.txt --no-build-isolation --editable '.[train,bench,test,lint,typing]' \
+	    $(BUILD_SETTINGS) -C cmake.define.FUSESTEP_CUDA=OFF \
+	    -C cmake.define.FUSESTEP_EMULATE_CUDA=ON
 	touch $@
