@@ -64,6 +64,7 @@ def test_a_folder_of_other_runs_is_refused(command, tmp_path, capsys):
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("variant", precision.VARIANTS)
 def test_every_way_trains(variant):
-    evaluations = precision.train(variant, 1, 12)
-    assert [step for step, _ in evaluations] == list(range(1, 13))
-    assert all(4.0 < loss < 7.0 for _, loss in evaluations)  # a model that has seen nothing: ln 256 is 5.5
+    evaluations = precision.train(variant, 1, 4)
+    steps, losses = zip(*evaluations, strict=True)
+    assert steps == (1, 2, 3, 4)
+    assert losses[-1] < losses[0] < 7  # a model that has seen nothing: ln 256 is 5.5
