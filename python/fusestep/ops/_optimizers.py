@@ -34,8 +34,8 @@ Args:
     params: arrays, float32, bfloat16, float16 or float64, updated in place. All but float64 is computed in float32.
     grads: arrays of the same shapes; float64 for a float64 parameter, else any of the other three.
 {states}
-    step: the number of this step, from 1 to 2**53; or a list with one number for each parameter, or with a 0-dim array for
-        each that holds the count of steps before this one and is incremented.
+    step: the number of this step, from 1 to 2**53; or a list with one number for each parameter, or with a 0-dim array
+        for each that holds the count of steps before this one and is incremented.
 {options}
     max_grad_norm: if given, gradients whose norm over all of `grads` is greater are scaled down to it, as
         torch.nn.utils.clip_grad_norm_ does, within the update.
