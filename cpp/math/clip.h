@@ -25,7 +25,7 @@ struct GradTransform {
 
   template <class V>
   FUSESTEP_HD V operator()(V grad) const {
-    return max(V(-limit), min(V(limit), grad * scale));
+    return max_number(V(-limit), min_number(V(limit), grad * scale));
   }
 };
 

@@ -49,11 +49,18 @@ FUSESTEP_HD float to_float(Float16 x) {
   return float_of(sign | bits_of(value));
 }
 
+// Of a float's bits: the upper half of the result is the nearest BFloat16, ties to even. Not for NaN. W: a word, or a
+// vector of them.
+template <class W>
+FUSESTEP_HD W nearest_bfloat16(W bits) {
+  return bits + (W(0x7fffu) + (bits >> 16 & W(1u)));
+}
+
 // To the nearest, ties to even; a NaN stays a NaN.
 FUSESTEP_HD BFloat16 to_bfloat16(float x) {
   const std::uint32_t bits = bits_of(x);
   if ((bits & 0x7fffffffu) > 0x7f800000u) return {static_cast<std::uint16_t>(bits >> 16 | 0x40u)};
-  return {static_cast<std::uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16)};
+  return {static_cast<std::uint16_t>(nearest_bfloat16(bits) >> 16)};
 }
 
 FUSESTEP_HD Float16 to_float16(float x) {

@@ -60,10 +60,18 @@ FUSESTEP_HD PhiloxWords<W> rounding_words(const RoundingDraw& draw, W group_low,
   return philox<W>({{group_low, W(group_high), W(draw.parameter), W(draw.step)}}, draw.seed ^ kRoundingStream);
 }
 
-// The 16 bits of the parameter serve its states too, rotated: each of them is uniform.
-FUSESTEP_HD std::uint32_t rotate_number(std::uint32_t number, int state) {
+// The 16 bits of the parameter serve its states too, rotated: each of them is uniform. W: a word, or a vector of them.
+inline constexpr int kOfParameter = -1;  // in place of the number of a state
+template <class W>
+FUSESTEP_HD W rotate_number(W number, int state) {
   const int by = 5 * (state + 1);
-  return (number << by | number >> (16 - by)) & 0xffffu;
+  return (number << by | number >> (16 - by)) & W(0xffffu);
+}
+
+// Of a float's bits: the upper half of the result is one of its two neighbours (see below). Not for NaN.
+template <class W>
+FUSESTEP_HD W stochastic_bfloat16(W bits, W number) {
+  return bits + number;
 }
 
 // Of the two neighbours of x the one away from zero with probability (|x| - |lower|) / (their distance), rounded to a
@@ -71,7 +79,7 @@ FUSESTEP_HD std::uint32_t rotate_number(std::uint32_t number, int state) {
 FUSESTEP_HD BFloat16 to_bfloat16_stochastic(float x, std::uint32_t number) {
   const std::uint32_t bits = bits_of(x);
   const bool finite = (bits & 0x7f800000u) != 0x7f800000u;
-  const std::uint32_t rounded = (bits + number) >> 16;
+  const std::uint32_t rounded = stochastic_bfloat16(bits, number) >> 16;
   return {static_cast<std::uint16_t>(finite ? rounded : to_bfloat16(x).bits)};
 }
 
@@ -87,6 +95,13 @@ FUSESTEP_HD Float16 to_float16_stochastic(float x, std::uint32_t number) {
     half = (magnitude - 0x38000000u + (number >> 3)) >> 13;
   }
   return {static_cast<std::uint16_t>(sign | half)};
+}
+
+FUSESTEP_HD BFloat16 narrowed_stochastic(float x, std::uint32_t number, BFloat16 /*as*/) {
+  return to_bfloat16_stochastic(x, number);
+}
+FUSESTEP_HD Float16 narrowed_stochastic(float x, std::uint32_t number, Float16 /*as*/) {
+  return to_float16_stochastic(x, number);
 }
 
 // high + low is value, as far as two 16-bit floats hold it: both are rounded to the nearest.

@@ -59,8 +59,8 @@ struct Vec<float> {
   FUSESTEP_HD friend Vec max(Vec a, Vec b) {
     return _mm256_blendv_ps(_mm256_max_ps(a.v, b.v), a.v, _mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q));
   }
-  // For numbers only: undefined for NaN.
   FUSESTEP_HD friend Vec max_number(Vec a, Vec b) { return _mm256_max_ps(a.v, b.v); }
+  FUSESTEP_HD friend Vec min_number(Vec a, Vec b) { return _mm256_min_ps(a.v, b.v); }
   FUSESTEP_HD friend Vec scale_by_power(Vec x, Vec n) {
     const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127));
     return _mm256_mul_ps(x.v, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
@@ -74,9 +74,6 @@ struct Vec<float> {
     const __m256i word = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(words));
     const __m256i has = _mm256_cmpeq_epi32(_mm256_and_si256(word, bits), bits);
     return _mm256_blendv_ps(b.v, a.v, _mm256_castsi256_ps(has));
-  }
-  FUSESTEP_HD friend Vec min(Vec a, Vec b) {
-    return _mm256_blendv_ps(_mm256_min_ps(a.v, b.v), a.v, _mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q));
   }
 };
 
@@ -112,6 +109,7 @@ struct Vec<double> {
     return _mm256_blendv_pd(_mm256_max_pd(a.v, b.v), a.v, _mm256_cmp_pd(a.v, a.v, _CMP_UNORD_Q));
   }
   FUSESTEP_HD friend Vec max_number(Vec a, Vec b) { return _mm256_max_pd(a.v, b.v); }
+  FUSESTEP_HD friend Vec min_number(Vec a, Vec b) { return _mm256_min_pd(a.v, b.v); }
   FUSESTEP_HD friend Vec scale_by_power(Vec x, Vec n) {
     const __m256i exponent = _mm256_cvtepi32_epi64(_mm_add_epi32(_mm256_cvtpd_epi32(n.v), _mm_set1_epi32(1023)));
     return _mm256_mul_pd(x.v, _mm256_castsi256_pd(_mm256_slli_epi64(exponent, 52)));
@@ -124,9 +122,6 @@ struct Vec<double> {
     const __m128i word = _mm_loadu_si128(reinterpret_cast<const __m128i*>(words));
     const __m256i has = _mm256_cvtepi32_epi64(_mm_cmpeq_epi32(_mm_and_si128(word, bits), bits));
     return _mm256_blendv_pd(b.v, a.v, _mm256_castsi256_pd(has));
-  }
-  FUSESTEP_HD friend Vec min(Vec a, Vec b) {
-    return _mm256_blendv_pd(_mm256_min_pd(a.v, b.v), a.v, _mm256_cmp_pd(a.v, a.v, _CMP_UNORD_Q));
   }
 };
 
@@ -142,6 +137,9 @@ struct Vec<std::uint32_t> {
   FUSESTEP_HD static Vec load(const std::uint32_t* p) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   }
+  FUSESTEP_HD static Vec load(const std::uint16_t* p) {
+    return _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
   FUSESTEP_HD void store(std::uint32_t* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
   FUSESTEP_HD static Vec iota(std::uint32_t first) { return Vec(first) + _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7); }
 
@@ -151,7 +149,6 @@ struct Vec<std::uint32_t> {
   FUSESTEP_HD friend Vec operator|(Vec a, Vec b) { return _mm256_or_si256(a.v, b.v); }
   FUSESTEP_HD friend Vec operator<<(Vec a, int bits) { return _mm256_slli_epi32(a.v, bits); }
   FUSESTEP_HD friend Vec operator>>(Vec a, int bits) { return _mm256_srli_epi32(a.v, bits); }
-  FUSESTEP_HD friend Vec min(Vec a, Vec b) { return _mm256_min_epu32(a.v, b.v); }
   FUSESTEP_HD friend Vec max(Vec a, Vec b) { return _mm256_max_epu32(a.v, b.v); }
   // The instruction multiplies the even lanes only. The odd ones are shifted down and multiplied separately.
   FUSESTEP_HD friend void mul_wide(std::uint32_t a, Vec b, Vec& high, Vec& low) {
@@ -162,6 +159,11 @@ struct Vec<std::uint32_t> {
     low = _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xaa);
   }
 
+  FUSESTEP_HD static void store_upper_halves(std::uint16_t* p, Vec a, Vec b) {
+    // The instruction packs each half of the vectors on its own.
+    const __m256i packed = _mm256_packus_epi32(_mm256_srli_epi32(a.v, 16), _mm256_srli_epi32(b.v, 16));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(packed, 0xd8));
+  }
   FUSESTEP_HD static void store_numbers(std::uint16_t* p, Vec a, Vec b, Vec c, Vec d) {
     auto* to = reinterpret_cast<__m256i*>(p);
     const __m256i ab_low = _mm256_unpacklo_epi32(a.v, b.v);
@@ -228,6 +230,10 @@ struct Vec<std::uint16_t> {
 
 FUSESTEP_HD Vec<std::uint32_t> as_words(Vec<float> x) { return _mm256_castps_si256(x.v); }
 FUSESTEP_HD Vec<float> as_float(Vec<std::uint32_t> x) { return _mm256_castsi256_ps(x.v); }
+
+FUSESTEP_HD bool has_nan(Vec<float> a, Vec<float> b) {
+  return _mm256_movemask_ps(_mm256_cmp_ps(a.v, b.v, _CMP_UNORD_Q)) != 0;
+}
 
 // There is no unsigned comparison: a >= b exactly if max(a, b) is a.
 FUSESTEP_HD Vec<float> keep(Vec<float> x, Vec<std::uint32_t> number, Vec<std::uint32_t> threshold) {

@@ -56,8 +56,8 @@ struct Vec<float> {
   FUSESTEP_HD friend Vec max(Vec a, Vec b) {
     return _mm512_mask_mov_ps(_mm512_max_ps(a.v, b.v), _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q), a.v);
   }
-  // For numbers only: undefined for NaN.
   FUSESTEP_HD friend Vec max_number(Vec a, Vec b) { return _mm512_max_ps(a.v, b.v); }
+  FUSESTEP_HD friend Vec min_number(Vec a, Vec b) { return _mm512_min_ps(a.v, b.v); }
   FUSESTEP_HD friend Vec scale_by_power(Vec x, Vec n) { return _mm512_scalef_ps(x.v, n.v); }
   FUSESTEP_HD friend Vec zero_below(Vec x, Vec y, Vec limit) {
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(y.v, limit.v, _CMP_NLT_UQ), x.v);
@@ -66,9 +66,6 @@ struct Vec<float> {
   FUSESTEP_HD static Vec choose(const std::uint32_t* words, std::uint32_t bit, Vec a, Vec b) {
     const __mmask16 has = _mm512_test_epi32_mask(_mm512_loadu_si512(words), _mm512_set1_epi32(static_cast<int>(bit)));
     return _mm512_mask_mov_ps(b.v, has, a.v);
-  }
-  FUSESTEP_HD friend Vec min(Vec a, Vec b) {
-    return _mm512_mask_mov_ps(_mm512_min_ps(a.v, b.v), _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q), a.v);
   }
 };
 
@@ -104,6 +101,7 @@ struct Vec<double> {
     return _mm512_mask_mov_pd(_mm512_max_pd(a.v, b.v), _mm512_cmp_pd_mask(a.v, a.v, _CMP_UNORD_Q), a.v);
   }
   FUSESTEP_HD friend Vec max_number(Vec a, Vec b) { return _mm512_max_pd(a.v, b.v); }
+  FUSESTEP_HD friend Vec min_number(Vec a, Vec b) { return _mm512_min_pd(a.v, b.v); }
   FUSESTEP_HD friend Vec scale_by_power(Vec x, Vec n) { return _mm512_scalef_pd(x.v, n.v); }
   FUSESTEP_HD friend Vec zero_below(Vec x, Vec y, Vec limit) {
     return _mm512_maskz_mov_pd(_mm512_cmp_pd_mask(y.v, limit.v, _CMP_NLT_UQ), x.v);
@@ -112,9 +110,6 @@ struct Vec<double> {
     const __m256i word = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(words));
     const __mmask8 has = _mm256_test_epi32_mask(word, _mm256_set1_epi32(static_cast<int>(bit)));
     return _mm512_mask_mov_pd(b.v, has, a.v);
-  }
-  FUSESTEP_HD friend Vec min(Vec a, Vec b) {
-    return _mm512_mask_mov_pd(_mm512_min_pd(a.v, b.v), _mm512_cmp_pd_mask(a.v, a.v, _CMP_UNORD_Q), a.v);
   }
 };
 
@@ -128,6 +123,9 @@ struct Vec<std::uint32_t> {
   FUSESTEP_HD Vec(std::uint32_t x) : v(_mm512_set1_epi32(static_cast<int>(x))) {}
 
   FUSESTEP_HD static Vec load(const std::uint32_t* p) { return _mm512_loadu_si512(p); }
+  FUSESTEP_HD static Vec load(const std::uint16_t* p) {
+    return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
   FUSESTEP_HD void store(std::uint32_t* p) const { _mm512_storeu_si512(p, v); }
   FUSESTEP_HD static Vec iota(std::uint32_t first) {
     return Vec(first) + _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
@@ -139,7 +137,6 @@ struct Vec<std::uint32_t> {
   FUSESTEP_HD friend Vec operator|(Vec a, Vec b) { return _mm512_or_si512(a.v, b.v); }
   FUSESTEP_HD friend Vec operator<<(Vec a, int bits) { return _mm512_slli_epi32(a.v, static_cast<unsigned>(bits)); }
   FUSESTEP_HD friend Vec operator>>(Vec a, int bits) { return _mm512_srli_epi32(a.v, static_cast<unsigned>(bits)); }
-  FUSESTEP_HD friend Vec min(Vec a, Vec b) { return _mm512_min_epu32(a.v, b.v); }
   FUSESTEP_HD friend Vec max(Vec a, Vec b) { return _mm512_max_epu32(a.v, b.v); }
   // The instruction multiplies the even lanes only. The odd ones are shifted down and multiplied separately.
   FUSESTEP_HD friend void mul_wide(std::uint32_t a, Vec b, Vec& high, Vec& low) {
@@ -152,6 +149,11 @@ struct Vec<std::uint32_t> {
     low = _mm512_permutex2var_epi32(even, lows, odd);
   }
 
+  FUSESTEP_HD static void store_upper_halves(std::uint16_t* p, Vec a, Vec b) {
+    auto* to = reinterpret_cast<__m256i*>(p);
+    _mm256_storeu_si256(to, _mm512_cvtepi32_epi16(_mm512_srli_epi32(a.v, 16)));
+    _mm256_storeu_si256(to + 1, _mm512_cvtepi32_epi16(_mm512_srli_epi32(b.v, 16)));
+  }
   FUSESTEP_HD static void store_numbers(std::uint16_t* p, Vec a, Vec b, Vec c, Vec d) {
     const __m512i ab_low = _mm512_unpacklo_epi32(a.v, b.v);
     const __m512i ab_high = _mm512_unpackhi_epi32(a.v, b.v);
@@ -224,6 +226,8 @@ struct Vec<std::uint16_t> {
 
 FUSESTEP_HD Vec<std::uint32_t> as_words(Vec<float> x) { return _mm512_castps_si512(x.v); }
 FUSESTEP_HD Vec<float> as_float(Vec<std::uint32_t> x) { return _mm512_castsi512_ps(x.v); }
+
+FUSESTEP_HD bool has_nan(Vec<float> a, Vec<float> b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_UNORD_Q) != 0; }
 
 FUSESTEP_HD Vec<float> keep(Vec<float> x, Vec<std::uint32_t> number, Vec<std::uint32_t> threshold) {
   return _mm512_maskz_mov_ps(_mm512_cmpge_epu32_mask(number.v, threshold.v), x.v);

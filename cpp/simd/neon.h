@@ -48,9 +48,8 @@ struct Vec<float> {
   FUSESTEP_HD friend Vec sqrt(Vec a) { return vsqrtq_f32(a.v); }
   FUSESTEP_HD friend Vec abs(Vec a) { return vabsq_f32(a.v); }
   FUSESTEP_HD friend Vec max(Vec a, Vec b) { return vmaxq_f32(a.v, b.v); }
-  FUSESTEP_HD friend Vec min(Vec a, Vec b) { return vminq_f32(a.v, b.v); }
-  // For numbers only: undefined for NaN.
   FUSESTEP_HD friend Vec max_number(Vec a, Vec b) { return vmaxq_f32(a.v, b.v); }
+  FUSESTEP_HD friend Vec min_number(Vec a, Vec b) { return vminq_f32(a.v, b.v); }
   FUSESTEP_HD friend Vec scale_by_power(Vec x, Vec n) {
     const int32x4_t exponent = vaddq_s32(vcvtq_s32_f32(n.v), vdupq_n_s32(127));
     return vmulq_f32(x.v, vreinterpretq_f32_s32(vshlq_n_s32(exponent, 23)));
@@ -88,8 +87,8 @@ struct Vec<double> {
   FUSESTEP_HD friend Vec sqrt(Vec a) { return vsqrtq_f64(a.v); }
   FUSESTEP_HD friend Vec abs(Vec a) { return vabsq_f64(a.v); }
   FUSESTEP_HD friend Vec max(Vec a, Vec b) { return vmaxq_f64(a.v, b.v); }
-  FUSESTEP_HD friend Vec min(Vec a, Vec b) { return vminq_f64(a.v, b.v); }
   FUSESTEP_HD friend Vec max_number(Vec a, Vec b) { return vmaxq_f64(a.v, b.v); }
+  FUSESTEP_HD friend Vec min_number(Vec a, Vec b) { return vminq_f64(a.v, b.v); }
   FUSESTEP_HD friend Vec scale_by_power(Vec x, Vec n) {
     const int64x2_t exponent = vaddq_s64(vcvtq_s64_f64(n.v), vdupq_n_s64(1023));
     return vmulq_f64(x.v, vreinterpretq_f64_s64(vshlq_n_s64(exponent, 52)));
@@ -119,6 +118,7 @@ struct Vec<std::uint32_t> {
   FUSESTEP_HD Vec(std::uint32_t x) : v(vdupq_n_u32(x)) {}
 
   FUSESTEP_HD static Vec load(const std::uint32_t* p) { return vld1q_u32(p); }
+  FUSESTEP_HD static Vec load(const std::uint16_t* p) { return vmovl_u16(vld1_u16(p)); }
   FUSESTEP_HD void store(std::uint32_t* p) const { vst1q_u32(p, v); }
   FUSESTEP_HD static Vec iota(std::uint32_t first) {
     const std::uint32_t lanes[kWidth] = {first, first + 1, first + 2, first + 3};
@@ -131,7 +131,6 @@ struct Vec<std::uint32_t> {
   FUSESTEP_HD friend Vec operator|(Vec a, Vec b) { return vorrq_u32(a.v, b.v); }
   FUSESTEP_HD friend Vec operator<<(Vec a, int bits) { return vshlq_u32(a.v, vdupq_n_s32(bits)); }
   FUSESTEP_HD friend Vec operator>>(Vec a, int bits) { return vshlq_u32(a.v, vdupq_n_s32(-bits)); }
-  FUSESTEP_HD friend Vec min(Vec a, Vec b) { return vminq_u32(a.v, b.v); }
   FUSESTEP_HD friend Vec max(Vec a, Vec b) { return vmaxq_u32(a.v, b.v); }
   FUSESTEP_HD friend void mul_wide(std::uint32_t a, Vec b, Vec& high, Vec& low) {
     const uint32x4_t front = vreinterpretq_u32_u64(vmull_n_u32(vget_low_u32(b.v), a));
@@ -140,6 +139,9 @@ struct Vec<std::uint32_t> {
     low = vuzp1q_u32(front, back);
   }
 
+  FUSESTEP_HD static void store_upper_halves(std::uint16_t* p, Vec a, Vec b) {
+    vst1q_u16(p, vuzp2q_u16(vreinterpretq_u16_u32(a.v), vreinterpretq_u16_u32(b.v)));
+  }
   FUSESTEP_HD static void store_numbers(std::uint16_t* p, Vec a, Vec b, Vec c, Vec d) {
     std::uint32_t words[4 * kWidth];
     vst4q_u32(words, {{a.v, b.v, c.v, d.v}});
@@ -186,6 +188,11 @@ struct Vec<std::uint16_t> {
 
 FUSESTEP_HD Vec<std::uint32_t> as_words(Vec<float> x) { return vreinterpretq_u32_f32(x.v); }
 FUSESTEP_HD Vec<float> as_float(Vec<std::uint32_t> x) { return vreinterpretq_f32_u32(x.v); }
+
+FUSESTEP_HD bool has_nan(Vec<float> a, Vec<float> b) {
+  const float greatest = vmaxvq_f32(vmaxq_f32(a.v, b.v));  // NaN if any is
+  return greatest != greatest;
+}
 
 FUSESTEP_HD Vec<float> keep(Vec<float> x, Vec<std::uint32_t> number, Vec<std::uint32_t> threshold) {
   return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(x.v), vcgeq_u32(number.v, threshold.v)));

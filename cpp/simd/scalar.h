@@ -1,8 +1,8 @@
 // The vector type of the scalar level: one element. It runs on every CPU, and it is the plainest statement of what a
 // vector type offers:
 //   Vec<T>::kWidth, Vec(T) broadcasts, load(const S*) reads kWidth elements of storage type S, store(S*) writes them,
-//   + - * /, unary -, fma, sqrt, abs, max, min with the meaning of math/hd.h, scale_by_power, zero_below with that of
-//   math/exp2.h.
+//   + - * /, unary -, fma, sqrt, abs, max, max_number, min_number with the meaning of math/hd.h, scale_by_power,
+//   zero_below with that of math/exp2.h.
 #pragma once
 
 #include "math/eight_bit.h"
@@ -40,9 +40,8 @@ struct Vec {
   FUSESTEP_HD friend Vec sqrt(Vec a) { return fusestep::sqrt(a.v); }
   FUSESTEP_HD friend Vec abs(Vec a) { return fusestep::abs(a.v); }
   FUSESTEP_HD friend Vec max(Vec a, Vec b) { return fusestep::max(a.v, b.v); }
-  FUSESTEP_HD friend Vec min(Vec a, Vec b) { return fusestep::min(a.v, b.v); }
-  // Of numbers alone: nothing is promised about NaN.
-  FUSESTEP_HD friend Vec max_number(Vec a, Vec b) { return a.v > b.v ? a.v : b.v; }
+  FUSESTEP_HD friend Vec max_number(Vec a, Vec b) { return fusestep::max_number(a.v, b.v); }
+  FUSESTEP_HD friend Vec min_number(Vec a, Vec b) { return fusestep::min_number(a.v, b.v); }
   FUSESTEP_HD friend Vec scale_by_power(Vec x, Vec n) { return fusestep::scale_by_power(x.v, n.v); }
   FUSESTEP_HD friend Vec zero_below(Vec x, Vec y, Vec limit) { return fusestep::zero_below(x.v, y.v, limit.v); }
   // Lane by lane, a where words[lane] has the bit, else b.
@@ -61,6 +60,7 @@ struct Vec<std::uint32_t> {
   FUSESTEP_HD Vec(std::uint32_t x) : v(x) {}
 
   FUSESTEP_HD static Vec load(const std::uint32_t* p) { return *p; }
+  FUSESTEP_HD static Vec load(const std::uint16_t* p) { return *p; }
   FUSESTEP_HD void store(std::uint32_t* p) const { *p = v; }
   // first, first + 1, ...
   FUSESTEP_HD static Vec iota(std::uint32_t first) { return first; }
@@ -71,12 +71,16 @@ struct Vec<std::uint32_t> {
   FUSESTEP_HD friend Vec operator|(Vec a, Vec b) { return a.v | b.v; }
   FUSESTEP_HD friend Vec operator<<(Vec a, int bits) { return a.v << bits; }
   FUSESTEP_HD friend Vec operator>>(Vec a, int bits) { return a.v >> bits; }
-  FUSESTEP_HD friend Vec min(Vec a, Vec b) { return a.v < b.v ? a : b; }
   FUSESTEP_HD friend Vec max(Vec a, Vec b) { return a.v > b.v ? a : b; }
   FUSESTEP_HD friend void mul_wide(std::uint32_t a, Vec b, Vec& high, Vec& low) {
     fusestep::mul_wide(a, b.v, high.v, low.v);
   }
 
+  // The upper halves of the lanes of a, then of b.
+  FUSESTEP_HD static void store_upper_halves(std::uint16_t* p, Vec a, Vec b) {
+    p[0] = static_cast<std::uint16_t>(a.v >> 16);
+    p[1] = static_cast<std::uint16_t>(b.v >> 16);
+  }
   // Each lane holds the four words of one Philox call. Its eight 16-bit numbers go to p + 8 * lane.
   FUSESTEP_HD static void store_numbers(std::uint16_t* p, Vec a, Vec b, Vec c, Vec d) {
     const std::uint32_t words[] = {a.v, b.v, c.v, d.v};
@@ -127,6 +131,9 @@ struct Vec<std::uint16_t> {
 
 FUSESTEP_HD Vec<std::uint32_t> as_words(Vec<float> x) { return bits_of(x.v); }
 FUSESTEP_HD Vec<float> as_float(Vec<std::uint32_t> x) { return float_of(x.v); }
+
+// Whether a lane of either is NaN.
+FUSESTEP_HD bool has_nan(Vec<float> a, Vec<float> b) { return a.v != a.v || b.v != b.v; }
 
 // x where its number is not below the threshold, else 0.
 FUSESTEP_HD Vec<float> keep(Vec<float> x, Vec<std::uint32_t> number, Vec<std::uint32_t> threshold) {

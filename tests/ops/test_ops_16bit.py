@@ -169,12 +169,52 @@ def test_a_sum_of_two_keeps_what_one_loses():
 @pytest.mark.parametrize(("dtype", "largest"), [("float16", 65504.0), ("bfloat16", (2 - 2.0**-7) * 2.0**127)])
 def test_an_infinite_sum_of_two_stays_infinite(dtype, largest):
     """An update beyond the dtype's range, not float32's: what the parameter lacks of it is infinite too."""
-    param = torch.tensor([largest, -largest, 1.0], dtype=getattr(torch, dtype))
-    low, grad = torch.zeros_like(param), torch.tensor([-1.0, 1.0, 0.0]) * (largest * 2.0**-8)
+    param = torch.tensor([largest, -largest, 1.0] * 33, dtype=getattr(torch, dtype))
+    low, grad = torch.zeros_like(param), torch.tensor([-1.0, 1.0, 0.0] * 33) * (largest * 2.0**-8)
     for step in (1, 2, 3):
         ops.sgd_([param], [grad], step=step, lr=1.0, rounding="kahan", compensations=[low])
-        assert param.tolist() == [math.inf, -math.inf, 1.0]
+        assert param.tolist() == [math.inf, -math.inf, 1.0] * 33
         assert torch.equal(low, torch.zeros_like(low))
+
+
+# Of all bits set: a carry out of the lower half would make it -0.
+FULL_NAN = np.uint32(0x7FFFFFFF).view(np.float32)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, FULL_NAN], ids=["nan", "inf", "full nan"])
+@pytest.mark.parametrize("grad", ["own", "float32"])
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("rounding", [None, "stochastic", "kahan", "master"])
+def test_what_is_not_finite_stays_alone(rounding, dtype, grad, bad):
+    """A gradient that is not finite, at every position: parameter and states there are not either, and others are."""
+    size = 67
+
+    def after(position):
+        rng = np.random.default_rng(5)
+        problem = make_rounded(rounding, dtype, [(size,)], rng, grad=dtype if grad == "own" else grad, state=dtype)
+        if position is not None:
+            problem.grads[0][position : position + 1] = torch.from_numpy(np.float32([bad]))
+        problem.step(3)
+        param, _, *states = problem.flat()
+        return [param, *states], [problems.flat(c) for c in problem.rounding.values() if isinstance(c, list)]
+
+    clean, clean_companions = after(None)
+    for position in range(size):
+        results, companions = after(position)
+        others = np.arange(size) != position
+        for got, want in zip([*results, *companions], [*clean, *clean_companions], strict=True):
+            assert_same_bits(got[others], want[others], f"beside {position}")
+        assert not any(np.isfinite(got[position]) for got in results)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_a_copy_that_is_not_a_number(dtype):
+    for position in range(67):
+        params, grads = [np.ones(67, sixteen_bits.HALVES[dtype])], [np.zeros(67, sixteen_bits.HALVES[dtype])]
+        master = np.ones(67, np.float32)
+        master[position] = FULL_NAN
+        ops.sgd_(params, grads, step=1, lr=1.0, master_params=[master])
+        assert np.flatnonzero(np.isnan(params[0].astype(np.float32))).tolist() == [position]
 
 
 @pytest.mark.parametrize("layout", cases.LAYOUTS)

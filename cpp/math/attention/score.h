@@ -12,7 +12,7 @@ inline constexpr double kLn2 = 0.6931471805599453;
 // tanh(x) = e / (e + 2) with e = exp(2 x) - 1, accurate relative to itself also near 0. Beyond 20 it is 1.
 template <class T, class V>
 FUSESTEP_HD V tanh(V x) {
-  const V bounded = max(V(T(-20)), min(V(T(20)), x));
+  const V bounded = max_number(V(T(-20)), min_number(V(T(20)), x));
   const SplitPower<V> power = split_exp2<T>(bounded * V(static_cast<T>(2 * kLog2E)));
   const V two_to_n = scale_by_power(V(T(1)), power.n);
   const V e = fma(two_to_n, power.fraction * power.slope, two_to_n - V(T(1)));

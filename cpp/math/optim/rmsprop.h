@@ -37,7 +37,7 @@ struct RMSPropUpdate {
       V& grad_avg = state[2];
       grad_avg = fma(c.one_minus_alpha, grad - grad_avg, grad_avg);
       // Rounding can leave a variance of a constant gradient just below zero: its root would be NaN.
-      variance = max(V(T(0)), fma(-grad_avg, grad_avg, square_avg));
+      variance = max_number(V(T(0)), fma(-grad_avg, grad_avg, square_avg));
     }
     V update = grad / (sqrt(variance) + c.eps);
     if constexpr (kMomentum) {
