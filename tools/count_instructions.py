@@ -38,6 +38,7 @@ void dump(const char* name) { CALLGRIND_DUMP_STATS_AT(name); }
 def cases() -> Iterator[tuple[str, Callable[[], object]]]:
     """Name and call; one thread, in the caches."""
     import fusestep
+    import ml_dtypes
     import numpy as np
     from fusestep import ops
 
@@ -61,6 +62,17 @@ def cases() -> Iterator[tuple[str, Callable[[], object]]]:
         )
         yield f"sgd_ with momentum, {titles}", lambda a=adamw: ops.sgd_(a[0], a[1], a[2], step=1, lr=1e-6, momentum=0.9)
         yield f"grad_norm, {titles}", lambda grads=grads: ops.grad_norm(grads)
+    halves = [[a.astype(ml_dtypes.bfloat16) for a in arrays] for arrays in lists(1, 65_536)]
+    zeros = [np.zeros_like(a) for a in halves[0]]
+    yield "adamw_ of bfloat16, 1 x 65,536", lambda: ops.adamw_(*halves, step=1, lr=1e-6)
+    yield (
+        "adamw_ of bfloat16, stochastic, 1 x 65,536",
+        lambda: ops.adamw_(*halves, step=1, lr=1e-6, rounding="stochastic", seed=1),
+    )
+    yield (
+        "adamw_ of bfloat16, Kahan, 1 x 65,536",
+        lambda: ops.adamw_(*halves, step=1, lr=1e-6, rounding="kahan", compensations=zeros),
+    )
     x, out = array(65_536), array(65_536)
     yield "dropout, 65,536", lambda: ops.dropout(x, 0.1, seed=1, out=out)
     query, key, value = (array(1, 2, 64, 32) for _ in range(3))

@@ -53,14 +53,12 @@ class Steps {
     }
     tensor.step_count = view;
     if (deferred_) return;  // the device reads it
-    if (view.dtype == DType::float32) {
-      tensor.step = *static_cast<const float*>(view.data) + 1.0;
-    } else {
-      tensor.step = *static_cast<const double*>(view.data) + 1.0;
+    const double count = view.dtype == DType::float32 ? *static_cast<const float*>(view.data)
+                                                      : *static_cast<const double*>(view.data);
+    if (!(count >= 0 && count < kMostSteps)) {
+      refuse_value(argument, "a count from 0 to 2**53 - 1", std::to_string(count));
     }
-    if (!(tensor.step >= 1 && tensor.step <= kMostSteps)) {
-      refuse_value(argument, "a count from 0 to 2**53 - 1", std::to_string(tensor.step - 1));
-    }
+    tensor.step = count + 1;
   }
 
  private:

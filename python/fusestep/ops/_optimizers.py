@@ -81,12 +81,17 @@ def _optimizer(name: str, description: _core._Optimizer) -> Callable[..., float 
         for option, default in {**options, **CLIPPING, **ROUNDING, **absmax}.items()
     ]
     signature = inspect.Signature(positional + keywords, return_annotation="float | None")
+    names = tuple(parameter.name for parameter in positional)
+    known, needed = frozenset(signature.parameters), frozenset(("params", "grads", "step"))
 
     def optimizer_(*args: Any, **kwargs: Any) -> float | None:
-        try:
-            given = signature.bind(*args, **kwargs).arguments
-        except TypeError as error:
-            raise TypeError(f"{operation}: {error}") from None
+        # Signature.bind would take longer than the step of a small tensor: it only says what is wrong.
+        given = dict(zip(names, args, strict=False)) | kwargs
+        if len(given) != len(args) + len(kwargs) or not needed <= given.keys() <= known:
+            try:
+                signature.bind(*args, **kwargs)
+            except TypeError as error:
+                raise TypeError(f"{operation}: {error}") from None
         params, grads = given["params"], given["grads"]
         companions = _companions(operation, given)
         moments = tuple(given.get(key) for key in (*states, *absmax))
