@@ -31,6 +31,7 @@ ONE_OF_EACH_KIND = "(bfloat16 or not float16) and not float64"
 IN_FLOAT32 = f"({ATTENTION_IN_EVERY_DTYPE}) and {ONE_OF_EACH_KIND} and not bfloat16"
 IN_BFLOAT16 = f"({ATTENTION_IN_EVERY_DTYPE}) and {ONE_OF_EACH_KIND} and bfloat16"
 ON_HOPPER_IN_BOTH_DTYPES = f"({ATTENTION_IN_EVERY_DTYPE}) and (float16 or bfloat16) and not float64"
+ONE_OF_TWO = ("-p", "one_of", "--one-of=2")  # of these
 
 
 def run(*arguments, **more_environment):
@@ -72,8 +73,8 @@ def test_the_tests_of_the_cpu(arguments, one_of):
     [
         ["tests/cuda/emulated_cases.py"],
         ["tests/ops/test_seed_in_memory.py"],
-        ["tests/ops/test_attention_ops.py", "-k", IN_FLOAT32],
-        ["tests/ops/test_attention_ops.py", "-k", IN_BFLOAT16],
+        ["tests/ops/test_attention_ops.py", "-k", IN_FLOAT32, *ONE_OF_TWO],
+        ["tests/ops/test_attention_ops.py", "-k", IN_BFLOAT16, *ONE_OF_TWO],
         pytest.param(["tests/ops/test_attention_ops.py", "-k", ATTENTION_IN_EVERY_DTYPE], marks=pytest.mark.exhaustive),
     ],
     ids=lambda arguments: arguments[0],
@@ -86,13 +87,13 @@ def test_what_says_most_in_little_time(arguments):
 @pytest.mark.parametrize(
     "chosen",
     [
-        pytest.param(IN_BFLOAT16, id="bfloat16"),
-        pytest.param(ON_HOPPER_IN_BOTH_DTYPES, id="every dtype", marks=pytest.mark.exhaustive),
+        pytest.param([IN_BFLOAT16, *ONE_OF_TWO], id="bfloat16"),
+        pytest.param([ON_HOPPER_IN_BOTH_DTYPES], id="every dtype", marks=pytest.mark.exhaustive),
     ],
 )
 def test_attention_on_hopper(chosen):
     """The path of compute capability 9.0: wgmma, and its own tiles."""
-    assert_passes("tests/ops/test_attention_ops.py", "-k", chosen, FUSESTEP_CUDA_ATTENTION="sm_90a")
+    assert_passes("tests/ops/test_attention_ops.py", "-k", *chosen, FUSESTEP_CUDA_ATTENTION="sm_90a")
 
 
 def test_the_emulated_module_is_another_one():

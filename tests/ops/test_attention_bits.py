@@ -113,7 +113,8 @@ def test_how_many_weights_are_kept():
 # --- instruction sets ---------------------------------------------------------------------------------------
 def run_at(level, *arguments):
     """pytest at that level; skipped where this build or this CPU lacks it."""
-    environment = os.environ | {"FUSESTEP_SIMD": level}
+    paths = [str(HERE.parent / "support"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"FUSESTEP_SIMD": level, "PYTHONPATH": os.pathsep.join(paths)}
     probe = subprocess.run([sys.executable, "-c", "import fusestep"], env=environment, capture_output=True, text=True)
     if "expected a level that this CPU has" in probe.stderr:
         pytest.skip(f"this CPU has no {level}, or the operating system refuses it")
@@ -125,15 +126,23 @@ def run_at(level, *arguments):
     assert result.returncode == 0, result.stdout[-3000:]
 
 
+# Scalar kernels are slow: one test of two, and all of them in `make exhaustive`.
+def slow_level(level):
+    return [pytest.param(level, 2, id=level), pytest.param(level, 1, id=f"{level}, all", marks=pytest.mark.exhaustive)]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("level", ["scalar", "avx2", "avx512", "neon", "avx512_bf16", "amx_bf16"])
-def test_every_instruction_set_agrees_with_the_reference(level):
+@pytest.mark.parametrize(
+    ("level", "one_of"),
+    [*slow_level("scalar"), *((level, 1) for level in ("avx2", "avx512", "neon", "avx512_bf16", "amx_bf16"))],
+)
+def test_every_instruction_set_agrees_with_the_reference(level, one_of):
     """The tests of features and masks, run at that level."""
     if level == _core.info()["simd"]:
         return  # this very run
     chosen = "test_every_feature or test_head_dims or test_the_mask_is or test_which"
     files = ("test_attention_ops.py", "test_attention_bits.py", "test_masked_softmax.py", "test_dropout.py")
-    run_at(level, "-k", chosen, *(str(HERE / name) for name in files))
+    run_at(level, "-k", chosen, *(str(HERE / name) for name in files), "-p", "one_of", f"--one-of={one_of}")
 
 
 # The instructions, and where there are none what they compute.
@@ -141,9 +150,11 @@ BF16_LEVELS = ("avx512_bf16", "amx_bf16", "avx512_bf16_on_avx2", "amx_bf16_on_sc
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("level", BF16_LEVELS)
-def test_bf16_products_agree_with_the_reference(level):
-    run_at(level, str(HERE / "test_attention_bf16.py"))
+@pytest.mark.parametrize(
+    ("level", "one_of"), [*((level, 1) for level in BF16_LEVELS[:-1]), *slow_level(BF16_LEVELS[-1])]
+)
+def test_bf16_products_agree_with_the_reference(level, one_of):
+    run_at(level, str(HERE / "test_attention_bf16.py"), "-p", "one_of", f"--one-of={one_of}")
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 // For updates in float, tensors may be stored in 16 bits, all in the same dtype, and rounded in every way.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>

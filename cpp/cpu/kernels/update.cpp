@@ -1,8 +1,7 @@
 // One slice of an optimizer step, for every update variant.
 //
-// Operands that are flat and stored alike are updated in place (cpu/kernels/flat_update.h). Operands of different
-// dtypes, of strided tensors, and parameters that are rounded in another way than to the nearest are converted through
-// buffers in the first-level cache, a few elements at a time.
+// Operands that are flat and stored alike are updated where they are (cpu/kernels/flat_update.h). Those of strided
+// tensors, of different dtypes and in 8 bits are brought to buffers in the first-level cache, a few elements at a time.
 #include "cpu/kernels/convert.h"
 #include "cpu/kernels/flat_update.h"
 #include "cpu/kernels/kernels.h"
