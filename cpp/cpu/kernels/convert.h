@@ -89,9 +89,11 @@ template <class S>
 // to += from.
 template <class S>
 [[gnu::noinline]] void add_widened(float* to, const S* from, std::int64_t count) {
+  constexpr std::int64_t kAhead = kPrefetchBytes / static_cast<std::int64_t>(sizeof(S));
   for_each_pair(
       from, count,
       [&](std::int64_t i, Vec<float> a, Vec<float> b) {
+        __builtin_prefetch(from + i + kAhead, 1);
         float* const second = to + i + Vec<float>::kWidth;
         (Vec<float>::load(to + i) + a).store(to + i);
         (Vec<float>::load(second) + b).store(second);
