@@ -72,6 +72,10 @@ BARS = (
     ),
     Bar("RMSprop", "flat", FOREACH, 0.10),
     *(Bar(EIGHT_BIT, case, FUSED, 0.8) for case in ("flat", "gpt2")),
+    Bar("AdamW, bf16", "gpt2", FLOOR, 1.08),
+    Bar("AdamW, bf16, stochastic rounding", "gpt2", FLOOR, 1.25),
+    Bar("AdamW, bf16, Kahan summation", "gpt2", FLOOR, 1.15),
+    Bar("AdamW, bf16, master weights", "gpt2", FLOOR, 1.08),
 )
 
 

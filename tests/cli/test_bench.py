@@ -188,6 +188,7 @@ def test_every_optimizer_has_a_row_and_every_bar_is_met_by_a_row(session):
     measured = optim.run([case], session)
     assert tuple(row["operation"] for row in measured) == optim.TITLES
     for bar in optim.BARS:
+        assert bar.operation in optim.TITLES
         if bar.case == "flat":
             row = next(row for row in measured if row["operation"] == bar.operation)
             assert row["ratios"][bar.against]["at_most"] == bar.at_most
