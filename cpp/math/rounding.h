@@ -64,6 +64,7 @@ FUSESTEP_HD PhiloxWords<W> rounding_words(const RoundingDraw& draw, W group_low,
 inline constexpr int kOfParameter = -1;  // in place of the number of a state
 template <class W>
 FUSESTEP_HD W rotate_number(W number, int state) {
+  if (state == kOfParameter) return number;
   const int by = 5 * (state + 1);
   return (number << by | number >> (16 - by)) & W(0xffffu);
 }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "cpu/kernels/slice.h"
 #include "math/lowp.h"
@@ -109,15 +110,15 @@ template <class S>
       [&](std::int64_t i) { to[i] = narrowed(from[i], S{}); });
 }
 
+// numbers: 16 random bits of each element, as they are.
 template <class S>
-[[gnu::noinline]] void narrow_stochastic(S* to, const float* from, std::int64_t count, const std::uint16_t* numbers,
-                                         int state) {
-  const std::int64_t whole = count - count % kPair;
+[[gnu::noinline]] void narrow_stochastic(S* to, const float* from, std::int64_t count, const std::uint16_t* numbers) {
   for_each_pair(
-      from, whole,
-      [&](std::int64_t i, Vec<float> a, Vec<float> b) { store_pair_stochastic(to + i, a, b, numbers + i, state); },
-      [](std::int64_t /*i*/) {});
-  narrow_stochastic_each(to + whole, from + whole, count - whole, numbers + whole, state);
+      from, count,
+      [&](std::int64_t i, Vec<float> a, Vec<float> b) {
+        store_pair_stochastic(to + i, a, b, numbers + i, kOfParameter);
+      },
+      [&](std::int64_t i) { to[i] = narrowed_stochastic(from[i], numbers[i], S{}); });
 }
 
 // As a sum of two: both halves of `split`.
@@ -154,8 +155,8 @@ FUSESTEP_HD void widen_values(float* values, const S* from, const S* compensatio
 // And to them. numbers: nullptr, or those of stochastic rounding.
 template <class S>
 FUSESTEP_HD void round_values(S* to, S* compensation, const float* values, std::int64_t count,
-                              const std::uint16_t* numbers, int state) {
-  if (numbers != nullptr) return narrow_stochastic(to, values, count, numbers, state);
+                              const std::uint16_t* numbers) {
+  if (numbers != nullptr) return narrow_stochastic(to, values, count, numbers);
   if (compensation != nullptr) return narrow_split(to, compensation, values, count);
   narrow(to, values, count);
 }

@@ -134,7 +134,7 @@ void update_flat(const void* coefficients, const GradTransform<T>& transform_, c
         prefetch<Update>(part, i);
         update_vectors<Update>(c, transform, part, i, values, numbers);
       }
-      round_values(part.param, part.compensation, values, n, numbers, kOfParameter);
+      round_values(part.param, part.compensation, values, n, numbers);
     }
   }
 }

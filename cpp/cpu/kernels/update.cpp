@@ -105,8 +105,15 @@ FUSESTEP_HD void store_elements(const UpdateTensor& tensor, int operand, const S
       alignas(64) S low_room[kChunk];
       S* const to = destination(tensor, operand, span, room);
       S* const low = compensated ? destination(tensor, kCompanion, span, low_room) : nullptr;
-      const int state = operand < kFirstState ? kOfParameter : operand - kFirstState;
-      round_values(to, low, values, span.count, numbers, state);
+      std::uint16_t rotated[kChunk];
+      const std::uint16_t* own = numbers;
+      if (numbers != nullptr && operand >= kFirstState) {
+        for (std::int64_t i = 0; i < span.count; ++i) {
+          rotated[i] = static_cast<std::uint16_t>(rotate_number<std::uint32_t>(numbers[i], operand - kFirstState));
+        }
+        own = rotated;
+      }
+      round_values(to, low, values, span.count, own);
       scattered(tensor, operand, span, to);
       if (compensated) scattered(tensor, kCompanion, span, low);
     });
