@@ -113,7 +113,7 @@ void AttentionPlan::add_results(const TensorView& out, const TensorView* lse) {
   const Argument out_argument{operation_, "out"};
   check_dtype(out, job_.dtype, out_argument);
   check_device(out, device_, out_argument);
-  const auto [batch, heads, queries, value_dim] = out_shape_;
+  const auto& [batch, heads, queries, value_dim] = out_shape_;
   check_shape(out, {batch, heads, queries, value_dim}, out_argument);
   job_.out = head_tensor(out, packed_);
   if (lse == nullptr) return;

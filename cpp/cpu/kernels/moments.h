@@ -77,6 +77,7 @@ template <bool kSquare>
   for (std::int64_t i = 0; i < count; i += kMomentStep) {
     MomentHalves::store_lower_bytes(to + i, encoded(values + i), encoded(values + i + 2 * kWidth));
   }
+  // NOLINTNEXTLINE(clang-analyzer-unix.cstring.UninitializedRead): there is at least one element
   if (count < kMomentBlock) memcpy(codes, padded, static_cast<std::size_t>(count));
 }
 
