@@ -53,8 +53,8 @@ class Steps {
     }
     tensor.step_count = view;
     if (deferred_) return;  // the device reads it
-    const double count = view.dtype == DType::float32 ? *static_cast<const float*>(view.data)
-                                                      : *static_cast<const double*>(view.data);
+    const double count =
+        view.dtype == DType::float32 ? *static_cast<const float*>(view.data) : *static_cast<const double*>(view.data);
     if (!(count >= 0 && count < kMostSteps)) {
       refuse_value(argument, "a count from 0 to 2**53 - 1", std::to_string(count));
     }
