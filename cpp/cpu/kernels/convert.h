@@ -74,32 +74,28 @@ FUSESTEP_HD void for_each_pair(const S* values, std::int64_t count, const Pair& 
 }
 
 // These are not inline: they are needed in several places, and work on a few hundred elements.
-template <class S>
-[[gnu::noinline]] void widen(float* to, const S* from, std::int64_t count) {
-  constexpr std::int64_t kAhead = kPrefetchBytes / static_cast<std::int64_t>(sizeof(S));
-  for_each_pair(
-      from, count,
-      [&](std::int64_t i, Vec<float> a, Vec<float> b) {
-        __builtin_prefetch(from + i + kAhead, 1);
-        a.store(to + i);
-        b.store(to + i + Vec<float>::kWidth);
-      },
-      [&](std::int64_t i) { to[i] = to_float(from[i]); });
-}
 
-// to += from.
+// compensation: nullptr, or what is added.
 template <class S>
-[[gnu::noinline]] void add_widened(float* to, const S* from, std::int64_t count) {
+[[gnu::noinline]] void widen(float* to, const S* from, const S* compensation, std::int64_t count) {
+  constexpr int kWidth = Vec<float>::kWidth;
   constexpr std::int64_t kAhead = kPrefetchBytes / static_cast<std::int64_t>(sizeof(S));
   for_each_pair(
       from, count,
       [&](std::int64_t i, Vec<float> a, Vec<float> b) {
         __builtin_prefetch(from + i + kAhead, 1);
-        float* const second = to + i + Vec<float>::kWidth;
-        (Vec<float>::load(to + i) + a).store(to + i);
-        (Vec<float>::load(second) + b).store(second);
+        if (compensation != nullptr) {
+          __builtin_prefetch(compensation + i + kAhead, 1);
+          a = a + Vec<float>::load(compensation + i);
+          b = b + Vec<float>::load(compensation + i + kWidth);
+        }
+        a.store(to + i);
+        b.store(to + i + kWidth);
       },
-      [&](std::int64_t i) { to[i] += to_float(from[i]); });
+      [&](std::int64_t i) {
+        to[i] = to_float(from[i]);
+        if (compensation != nullptr) to[i] += to_float(compensation[i]);
+      });
 }
 
 // To the nearest.
@@ -145,14 +141,8 @@ template <class S>
       each);
 }
 
-// Values of a parameter or a state from its 16 bits. compensation: nullptr, or what belongs to them.
-template <class S>
-FUSESTEP_HD void widen_values(float* values, const S* from, const S* compensation, std::int64_t count) {
-  widen(values, from, count);
-  if (compensation != nullptr) add_widened(values, compensation, count);
-}
-
-// And to them. numbers: nullptr, or those of stochastic rounding.
+// Values of a parameter or a state to its 16 bits. compensation: nullptr, or where what the rounding leaves goes.
+// numbers: nullptr, or those of stochastic rounding.
 template <class S>
 FUSESTEP_HD void round_values(S* to, S* compensation, const float* values, std::int64_t count,
                               const std::uint16_t* numbers) {

@@ -129,7 +129,7 @@ void update_flat(const void* coefficients, const GradTransform<T>& transform_, c
       const FlatOperands<T, S> part = x.from(first);
       const std::uint16_t* const numbers = x.numbers == nullptr ? nullptr : x.numbers->of(part.first, n, room);
       T* const values = x.master == nullptr ? buffer : part.master;
-      if (x.master == nullptr) widen_values(values, part.param, part.compensation, n);
+      if (x.master == nullptr) widen(values, part.param, part.compensation, n);
       for (std::int64_t i = 0; i < n; i += kStep<T, S>) {
         prefetch<Update>(part, i);
         update_vectors<Update>(c, transform, part, i, values, numbers);
@@ -192,7 +192,7 @@ struct FlatUpdate;
 
 template <>
 struct FlatUpdate<float> {
-  UpdateFlat<float, float> flat;
+  UpdateFlat<float, float> flat;  // of tensors stored as float, and below in 16 bits
   UpdateFlat<float, BFloat16> flat_bfloat16;
   UpdateFlat<float, Float16> flat_float16;
   StateSet states;

@@ -88,7 +88,7 @@ FUSESTEP_HD void load_elements(const UpdateTensor& tensor, int operand, const Sp
       alignas(64) S room[kChunk];
       alignas(64) S low_room[kChunk];
       const S* const low = compensated ? gathered(tensor, kCompanion, span, low_room) : nullptr;
-      widen_values(values, gathered(tensor, operand, span, room), low, span.count);
+      widen(values, gathered(tensor, operand, span, room), low, span.count);
     });
   }
 }
